@@ -1,0 +1,131 @@
+"""The open registry: components of a recipe and other named parts, found by stage and kind.
+
+A component is a frozen pydantic value. Registering one makes it usable by name in recipes, in YAML and on the command line:
+
+    @component("surrogate", "soft_clip")
+    class SoftClip(Component): ...
+
+Packages announce modules that register components by the entry point group `covey.components`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from covey.errors import ConfigError, did_you_mean
+
+Couples = Literal["row", "group", "step"]
+
+
+class Value(BaseModel):
+    """A frozen, typed value: compared, printed, hashed, dumped and read back. Unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Component(Value):
+    """One registered part. What it declares:
+
+    `needs`: columns that must be there; `live`: outputs of the forward besides logp; `couples`: the smallest unit of rows over
+    which its output is not a sum of independent terms. `initial()` is its state at step 0 (empty: it has none).
+    """
+
+    stage: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    live: ClassVar[tuple[str, ...]] = ()
+    couples: ClassVar[Couples] = "row"
+
+    def initial(self) -> Mapping[str, float]:
+        """The state before the first step, by name; empty for a component without state."""
+        return {}
+
+
+AnyComponent = TypeVar("AnyComponent", bound=type[Component])
+_REGISTRY: dict[str, dict[str, type[Component]]] = {}
+_LOADED: set[str] = set()
+
+
+def component(stage: str, kind: str) -> Callable[[AnyComponent], AnyComponent]:
+    """Register a component class under a stage and a kind."""
+
+    def register(cls: AnyComponent) -> AnyComponent:
+        taken = _REGISTRY.setdefault(stage, {}).get(kind)
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise ConfigError(f"{stage}.{kind}", f"already registered by {taken.__module__}", "Choose another kind.")
+        cls.stage, cls.kind = stage, kind
+        _REGISTRY[stage][kind] = cls
+        return cls
+
+    return register
+
+
+def load_extensions() -> None:
+    """Import the modules that installed packages announce under the entry point group `covey.components` (once)."""
+    for entry in entry_points(group="covey.components"):
+        if entry.value not in _LOADED:
+            _LOADED.add(entry.value)
+            entry.load()
+
+
+def kinds(stage: str) -> dict[str, type[Component]]:
+    """All registered component classes of a stage by kind."""
+    load_extensions()
+    return dict(_REGISTRY.get(stage, {}))
+
+
+def build(stage: str, value: Any, where: str) -> Component:
+    """A component from a value, a kind's name or a mapping with `kind` and fields. Errors name `where`."""
+    if isinstance(value, Component):
+        if value.stage != stage:
+            raise ConfigError(where, f"{type(value).__name__} is a {value.stage}, not a {stage}", "")
+        return value
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ConfigError(where, f"{value!r} is no {stage}", f"Give a kind: {', '.join(sorted(kinds(stage)))}.")
+    options, kind = dict(value), value["kind"]
+    del options["kind"]
+    known = kinds(stage)
+    if kind not in known:
+        raise ConfigError(where, f"there is no {stage} '{kind}'", did_you_mean(str(kind), known))
+    try:
+        return known[kind](**options)
+    except ValidationError as error:
+        raise explain(error, where, known[kind]) from None
+
+
+def explain(error: ValidationError, where: str, cls: type[BaseModel]) -> ConfigError:
+    """The first problem of a validation as one line: `where.field: found. What would be right.`"""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    place = f"{where}.{path}" if path else where
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        return ConfigError(place, f"{cls.__name__} has no field '{name}'", did_you_mean(name, cls.model_fields))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause
+    return ConfigError(place, f"got {first['input']!r}", first["msg"] + ".")
+
+
+def dump(value: Component) -> dict[str, Any]:
+    """A component as plain data: its kind, then its fields; nested components likewise."""
+    return {"kind": value.kind, **{name: plain(getattr(value, name)) for name in type(value).model_fields}}
+
+
+def plain(value: Any) -> Any:
+    """Plain data (for YAML and JSON) of a value, a component, or a container of them."""
+    if isinstance(value, Component):
+        return dump(value)
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value
