@@ -1,1 +1,7 @@
-"""tasks"""
+"""Where prompts come from: each task is a registered component whose items are pure functions of (seed, index)."""
+
+from __future__ import annotations
+
+from covey.tasks.compose import Compose
+
+__all__ = ["Compose"]
