@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from covey.errors import ConfigError, did_you_mean
 
 Couples = Literal["row", "group", "step"]
+State = Mapping[str, Any]
 
 
 class Value(BaseModel):
@@ -31,7 +32,8 @@ class Component(Value):
     """One registered part. What it declares:
 
     `needs`: columns that must be there; `live`: outputs of the forward besides logp; `couples`: the smallest unit of rows over
-    which its output is not a sum of independent terms. `initial()` is its state at step 0 (empty: it has none).
+    which its output is not a sum of independent terms. `initial()` is its state at step 0 (empty: it has none); a component
+    with state takes it as the keyword `state` and, in credit, returns `(output, new state)`.
     """
 
     stage: ClassVar[str] = ""
@@ -40,9 +42,13 @@ class Component(Value):
     live: ClassVar[tuple[str, ...]] = ()
     couples: ClassVar[Couples] = "row"
 
-    def initial(self) -> Mapping[str, float]:
-        """The state before the first step, by name; empty for a component without state."""
+    def initial(self) -> State:
+        """The state before the first step: JSON-able values by name; empty for a component without state."""
         return {}
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that these very options need."""
+        return self.needs
 
 
 AnyComponent = TypeVar("AnyComponent", bound=type[Component])

@@ -1,1 +1,27 @@
-"""stages"""
+"""Ring one: the stages of a recipe as pure mathematics. Tensors in, tensors out: no I/O, no randomness, no config, no logging."""
+
+from covey.stages import (
+    admit,
+    advantages,
+    corrections,
+    filters,
+    mix,
+    penalties,
+    ratios,
+    shapers,
+    surrogates,
+    weighting,
+)
+
+__all__ = [
+    "admit",
+    "advantages",
+    "corrections",
+    "filters",
+    "mix",
+    "penalties",
+    "ratios",
+    "shapers",
+    "surrogates",
+    "weighting",
+]

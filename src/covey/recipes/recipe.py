@@ -1,0 +1,162 @@
+"""The Recipe: a method as a frozen value, one field per stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from covey import stages as _stages  # noqa: F401  (registers the components that ship)
+from covey.errors import ConfigError, did_you_mean
+from covey.recipes.rules import check
+from covey.registry import Component, Value, build, explain, plain
+
+STAGES = {
+    "admit": "admit",
+    "mix": "mix",
+    "filters": "filter",
+    "advantage": "advantage",
+    "shapers": "shaper",
+    "corrections": "correction",
+    "weighting": "weighting",
+    "ratio": "ratio",
+    "surrogate": "surrogate",
+    "penalties": "penalty",
+    "objective": "objective",
+}
+"""Field of a recipe -> stage of its components, in the order in which they run."""
+
+MANY = ("admit", "filters", "shapers", "corrections", "penalties")
+
+
+class Recipe(Value):
+    """What is maximised: comparable across runs and machines; it never mentions a device.
+
+    Components are given by value, by registered kind (`"token_mean"`) or as plain data (`{"kind": "clip", "low": 0.1}`).
+    Combinations that cannot be right are refused; `waivers` names the refusals that are waived on purpose.
+    """
+
+    name: str = Field(description="how the recipe is called in listings and run names")
+    admit: tuple[Component, ...] = Field(default=(), description="which groups a step may be made of")
+    mix: Component = Field(description="reward components to score")
+    filters: tuple[Component, ...] = Field(default=(), description="which rows count in loss, statistics, denominators")
+    advantage: Component = Field(description="score to advantage")
+    shapers: tuple[Component, ...] = Field(default=(), description="reweighting of advantages, in order")
+    corrections: tuple[Component, ...] = Field(default=(), description="factors for sampler/learner mismatch")
+    weighting: Component = Field(description="the normalisation over an optimizer step")
+    ratio: Component | None = Field(default=None, description="log-ratio that the surrogate reads")
+    surrogate: Component = Field(description="gain per token")
+    penalties: tuple[Component, ...] = Field(default=(), description="costs with their own coefficient and weighting")
+    objective: Component | None = Field(default=None, description="one function that replaces the whole objective")
+    waivers: tuple[str, ...] = Field(default=(), description="names of refusals that are waived on purpose")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _build(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {name: _stage(name, value) if name in STAGES else value for name, value in data.items()}
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Self:
+        reads = getattr(self.surrogate, "reads_ratio", True)
+        if reads and self.ratio is None:
+            raise ConfigError("recipe.ratio", f"absent, but surrogate '{self.surrogate.kind}' reads a ratio", "Name one, e.g. token.")
+        if not reads and self.ratio is not None:
+            raise ConfigError("recipe.ratio", f"surrogate '{self.surrogate.kind}' never reads it", "Leave it out (null).")
+        for field in MANY:
+            seen = [part.kind for part in getattr(self, field)]
+            if len(set(seen)) < len(seen):
+                raise ConfigError(f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once.")
+        check(self)
+        return self
+
+    def components(self) -> Iterator[Component]:
+        """All components in the order in which they run."""
+        for field in STAGES:
+            value = getattr(self, field)
+            yield from value if isinstance(value, tuple) else () if value is None else (value,)
+
+    def live_components(self) -> tuple[Component, ...]:
+        """The components that see the forward's live outputs."""
+        if self.objective is not None:
+            return (self.objective,)
+        return (*(() if self.ratio is None else (self.ratio,)), self.surrogate, *self.penalties)
+
+    def needs(self) -> tuple[str, ...]:
+        """The columns that its components need, without repeats."""
+        return tuple(dict.fromkeys(name for part in self.components() for name in part.columns()))
+
+    def but(self, **changes: Any) -> Recipe:
+        """A recipe with changes: keys are fields or dotted paths (`"surrogate.low"`, `"penalties.kl.coef"`).
+
+        A member of a tuple is addressed by its kind. Values are components, kinds or plain data.
+        """
+        recipe: Any = self
+        for key in sorted(changes, key=lambda key: key.count(".")):
+            recipe = _changed(recipe, key.split("."), changes[key], "recipe")
+        return Recipe.of(recipe if isinstance(recipe, dict) else plain(recipe))
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe from plain data (its dump); errors are one line."""
+        try:
+            return cls(**data)
+        except ValidationError as error:
+            raise explain(error, "recipe", cls) from None
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain data, for YAML and JSON; `Recipe.of` reads it back."""
+        out: dict[str, Any] = plain(self)
+        return out
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the plain data without the name: equal digests mean the same method with the same options."""
+        data = {key: value for key, value in self.plain().items() if key != "name"}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.digest))
+
+
+def _stage(field: str, value: Any) -> Any:
+    where = f"recipe.{field}"
+    if field in MANY:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(build(STAGES[field], item, where) for item in items)
+    if value is None and field in ("ratio", "objective"):
+        return None
+    return build(STAGES[field], value, where)
+
+
+def _changed(value: Any, path: list[str], new: Any, where: str) -> Any:
+    """Plain data of `value` with the item at `path` replaced."""
+    if not path:
+        return new
+    data = dict(value) if isinstance(value, Mapping) else _fields(value)
+    head, rest, place = path[0], path[1:], f"{where}.{path[0]}"
+    if head not in data:
+        owner = data["kind"] if "kind" in data else type(value).__name__
+        raise ConfigError(place, f"{owner} has no field '{head}'", did_you_mean(head, data))
+    if not rest:
+        return {**data, head: _stage(head, new) if place == f"recipe.{head}" and head in STAGES else new}
+    inner = data[head]
+    if isinstance(inner, (tuple, list)):
+        kinds = [member["kind"] if isinstance(member, Mapping) else member.kind for member in inner]
+        if rest[0] not in kinds:
+            raise ConfigError(f"{place}.{rest[0]}", f"no member of kind '{rest[0]}'", did_you_mean(rest[0], kinds))
+        at = kinds.index(rest[0])
+        changed = _changed(inner[at], rest[1:], new, f"{place}.{rest[0]}")
+        return {**data, head: (*inner[:at], changed, *inner[at + 1 :])}
+    if not isinstance(inner, (Component, Mapping)):
+        raise ConfigError(f"{place}.{rest[0]}", f"{head} has no fields", "")
+    return {**data, head: _changed(inner, rest, new, place)}
+
+
+def _fields(value: Component | Recipe) -> dict[str, Any]:
+    own = {name: getattr(value, name) for name in type(value).model_fields}
+    return {"kind": value.kind, **own} if isinstance(value, Component) else own

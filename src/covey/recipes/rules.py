@@ -1,0 +1,126 @@
+"""Combinations that cannot be right, each with a name, the reason and a source. A recipe can waive one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from covey.errors import ConfigError
+
+if TYPE_CHECKING:
+    from covey.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a rule may know of a run besides the recipe: the words of its budget."""
+
+    samples_per_prompt: int
+    optimizer_steps: int
+    truncated_sampling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A refusal: `broken` says whether the combination is there, `reason` why it cannot be right."""
+
+    name: str
+    where: str
+    broken: Callable[[Recipe], bool]
+    reason: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRule:
+    """A refusal that depends on the budget too."""
+
+    name: str
+    where: str
+    broken: Callable[[Recipe, Shape], bool]
+    reason: str
+    right: str
+
+
+def _kl_as_k1(recipe: Recipe) -> bool:
+    return any(getattr(part, "estimator", "") == "k1" for part in recipe.penalties)
+
+
+def _uses_importance(recipe: Recipe) -> bool:
+    return bool(recipe.corrections) or getattr(recipe.ratio, "anchor", "") == "sampled"
+
+
+RULES = (
+    Rule(
+        "k1_as_loss",
+        "recipe.penalties.kl.estimator",
+        _kl_as_k1,
+        "k1 as a loss has zero gradient in expectation: it regularises nothing (arXiv 2510.01555)",
+        "Use k2 or k3_straight_through.",
+    ),
+    Rule(
+        "sequence_ratio_token_mean",
+        "recipe.weighting",
+        lambda recipe: recipe.ratio is not None and recipe.ratio.kind == "sequence" and recipe.weighting.kind == "token_mean",
+        "a token mean multiplies each sequence's ratio by its length (arXiv 2507.18071 averages over sequences)",
+        "Use rollout_mean.",
+    ),
+    Rule(
+        "leave_one_out_with_std",
+        "recipe.advantage.scale",
+        lambda recipe: getattr(recipe.advantage, "baseline", "") == "leave_one_out"
+        and getattr(recipe.advantage, "scale", "none") != "none",
+        "leave-one-out divided by a std is neither unbiased nor normalised",
+        "Use scale none, or baseline mean.",
+    ),
+    Rule(
+        "dual_inside_clip",
+        "recipe.surrogate.dual",
+        lambda recipe: 0 < getattr(recipe.surrogate, "dual", 0.0) <= 1 + getattr(recipe.surrogate, "high", 0.0),
+        "a dual bound within the clip range takes the gradient of unclipped tokens (arXiv 1912.09729 asks for dual > 1 + high)",
+        "Use a bound such as 3.",
+    ),
+)
+
+RUN_RULES = (
+    RunRule(
+        "group_of_one",
+        "budget.samples_per_prompt",
+        lambda recipe, shape: shape.samples_per_prompt < 2 and recipe.advantage.kind == "group_norm",
+        "a group of one is its own baseline: every advantage is 0",
+        "Use 2 or more.",
+    ),
+    RunRule(
+        "stale_policy_gradient",
+        "recipe.surrogate",
+        lambda recipe, shape: shape.optimizer_steps > 1 and recipe.surrogate.kind == "policy_gradient",
+        "a policy gradient without a ratio is only right for the first optimizer step of a batch",
+        "Use surrogate clip with ratio token, or one optimizer step.",
+    ),
+    RunRule(
+        "truncated_importance",
+        "budget.sampling.top_p",
+        lambda recipe, shape: shape.truncated_sampling and _uses_importance(recipe),
+        "with top-p or top-k the sampled distribution is not the learner's: importance weights are biased",
+        "Use top_p=1 and top_k=0.",
+    ),
+)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be right, unless it waives the rule by name."""
+    known = {rule.name for rule in (*RULES, *RUN_RULES)}
+    for name in recipe.waivers:
+        if name not in known:
+            raise ConfigError("recipe.waivers", f"there is no refusal '{name}'", f"Known: {', '.join(sorted(known))}.")
+    for rule in RULES:
+        if rule.name not in recipe.waivers and rule.broken(recipe):
+            raise ConfigError(rule.where, rule.reason, f"{rule.right} (waiver: {rule.name})")
+
+
+def check_run(recipe: Recipe, shape: Shape) -> None:
+    """Refuse a recipe under a budget where it cannot be right, unless it waives the rule by name."""
+    for rule in RUN_RULES:
+        if rule.name not in recipe.waivers and rule.broken(recipe, shape):
+            raise ConfigError(rule.where, rule.reason, f"{rule.right} (waiver: {rule.name})")

@@ -1,0 +1,83 @@
+"""Stage `advantage`: what a row (or token) is worth compared with its baseline, in float64."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from covey.batch import Batch
+from covey.registry import Component, State, component
+from covey.stages.masked import broadcast, compact, divide, masked, moments_by, sum_by
+
+
+@component("advantage", "group_norm")
+class GroupNorm(Component):
+    """A = (R - baseline of its prompt's group) / (scale + eps), the same on every token of the row.
+
+    baseline `mean`: mean of the group; `leave_one_out`: mean of the others, G/(G-1) (R - mean) (arXiv 2402.14740).
+    scale `none`: 1, no eps (arXiv 2503.20783); `group`: the group's std (arXiv 2402.03300); `batch`: the std of all raw scores of
+    the rollout batch (arXiv 2508.08221). A group of one, or of equal scores, gets exactly 0. Rows outside the statistics get 0.
+    """
+
+    baseline: Literal["mean", "leave_one_out"] = Field(default="mean", description="what a row is compared with")
+    scale: Literal["none", "group", "batch"] = Field(default="group", description="what the difference is divided by")
+    ddof: Literal[0, 1] = Field(default=1, description="1: unbiased variance; 0: population variance")
+    eps: float = Field(default=1e-6, ge=0, description="added to the std after the square root")
+
+    def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
+        """The advantage [N T]."""
+        score, member = batch.columns["score"], batch.keep.statistics
+        index, count = compact(batch.group)
+        mean, std = moments_by(score, member, index, count, self.ddof)
+        size = sum_by(member.double(), index, count)
+        centered = masked(score.double() - mean[index], member & (size[index] > 1))
+        # Equal scores: the subtraction may leave rounding, the answer is exactly 0.
+        _, plain_std = moments_by(score, member, index, count, 0)
+        centered = masked(centered, plain_std[index] > 0)
+        if self.baseline == "leave_one_out":
+            centered = centered * divide(size, size - 1)[index]
+        if self.scale == "group":
+            centered = divide(centered, std[index] + self.eps)
+        if self.scale == "batch":
+            everyone = torch.zeros_like(index)
+            _, spread = moments_by(score, member, everyone, 1, self.ddof)
+            centered = divide(centered, spread[everyone] + self.eps)
+        return broadcast(centered, batch.mask)
+
+
+@component("advantage", "batch_baseline")
+class BatchBaseline(Component):
+    """A = R - b with one baseline for the whole rollout batch (Williams 1992), the same on every token of the row.
+
+    `mean`: mean of all rows (a batch of one gets 0); `leave_one_out`: mean of the other rows, unbiased; `moving`: a moving
+    average b <- decay * b + (1 - decay) * mean, the value before the update is used, started at the first batch's mean;
+    `none`: b = 0. Rows outside the statistics get 0.
+    """
+
+    baseline: Literal["mean", "leave_one_out", "moving", "none"] = Field(default="mean", description="what b is")
+    decay: float = Field(default=0.9, ge=0, lt=1, description="share of the old value that a moving baseline keeps per step")
+
+    def initial(self) -> State:
+        """A moving baseline has not seen a batch yet."""
+        return {"baseline": None} if self.baseline == "moving" else {}
+
+    def __call__(self, batch: Batch, state: State | None = None) -> Tensor | tuple[Tensor, State]:
+        """The advantage [N T]; with a moving baseline also its new state."""
+        score, member = masked(batch.columns["score"].double(), batch.keep.statistics), batch.keep.statistics
+        n = member.sum().double()
+        mean = divide(score.sum(), n)
+        if self.baseline == "none":
+            return broadcast(score, batch.mask)
+        if self.baseline == "moving":
+            before = mean if not state or state["baseline"] is None else torch.tensor(state["baseline"]).double()
+            after = self.decay * before + (1 - self.decay) * mean
+            return broadcast(masked(score - before, member), batch.mask), {"baseline": float(after)}
+        centered = masked(score - mean, member)
+        if self.baseline == "leave_one_out":
+            centered = centered * divide(n, n - 1)
+        equal = score[member].numel() == 0 or bool(score[member].max() == score[member].min())
+        return broadcast(torch.zeros_like(centered) if equal else centered, batch.mask)

@@ -1,0 +1,98 @@
+"""The only composition of stages: from rewards to advantages once per rollout batch, to weights once per optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from covey.batch import Batch, Credited, Keep
+from covey.metrics import Metrics, mean
+from covey.registry import Component, State
+from covey.stages.masked import broadcast, compact, masked, spread_by
+
+if TYPE_CHECKING:
+    from covey.recipes.recipe import Recipe
+
+States = Mapping[str, State]
+
+
+def initial_states(recipe: Recipe) -> dict[str, State]:
+    """The states of all components that have one, by `stage.kind`."""
+    return {name_of(part): state for part in recipe.components() if (state := part.initial())}
+
+
+def name_of(part: Component) -> str:
+    """The name under which a component's state is kept."""
+    return f"{part.stage}.{part.kind}"
+
+
+def call(part: Component, states: dict[str, State], *inputs: Any) -> Any:
+    """Run a credit stage; if it has state, read it from `states` and put the new one there."""
+    name = name_of(part)
+    if name not in states:
+        return part(*inputs)  # type: ignore[operator]
+    output, states[name] = part(*inputs, state=states[name])  # type: ignore[operator]
+    return output
+
+
+def credit(recipe: Recipe, batch: Batch, states: States) -> tuple[Credited, dict[str, State], Metrics]:
+    """mix -> filters -> advantage -> shapers -> corrections, once per rollout batch, before anything is split.
+
+    Returns the batch with advantages (float64) and the corrections' factors in the column `correction`, the advanced states and
+    metrics. Rows whose score is NaN (not scorable) leave loss and statistics and stay in the denominators.
+    """
+    after = dict(states)
+    score = call(recipe.mix, after, batch)
+    scored = ~(score.isnan() if score.dim() == 1 else score.isnan().any(1))
+    everyone = torch.ones_like(scored)
+    keep = batch.keep & Keep(loss=scored, statistics=scored, denominator=everyone)
+    batch = batch.with_(keep=keep, columns={**batch.columns, "score": score})
+    for part in recipe.filters:
+        batch = batch.with_(keep=batch.keep & call(part, after, batch))
+    result = call(recipe.advantage, after, batch)
+    advantage, made = result if isinstance(result, tuple) else (result, {})
+    batch = batch.with_(columns={**batch.columns, **made})
+    for part in recipe.shapers:
+        advantage = call(part, after, advantage, batch)
+    correction = broadcast(torch.ones(batch.size, dtype=torch.float64), batch.mask)
+    for part in recipe.corrections:
+        correction = correction * call(part, after, batch)
+    columns = {**batch.columns, "correction": correction}
+    credited = Credited(
+        **{**vars(batch), "columns": columns}, advantage=masked(advantage, batch.mask), weight=torch.zeros_like(correction)
+    )
+    return credited, after, measure(credited)
+
+
+def weigh(recipe: Recipe, step: Credited) -> Credited:
+    """Form the weights of one optimizer step (whole groups): of the gain with filters and corrections, of each penalty without."""
+    weight = recipe.weighting(step) * step.columns["correction"]  # type: ignore[operator]
+    plain = step.with_(keep=Keep.all(step.size))
+    penalty_weight = {part.kind: part.weighting(plain) for part in recipe.penalties}  # type: ignore[attr-defined]
+    return step.with_(weight=weight, penalty_weight=penalty_weight)
+
+
+def measure(batch: Credited) -> Metrics:
+    """What credit did, for the run's record."""
+    index, count = compact(batch.group)
+    score, counted = batch.columns["score"], batch.keep.statistics
+    if score.dim() > 1:
+        score = score.sum(1)
+    spread = spread_by(masked(score, counted), counted, index, count)
+    live = batch.mask & batch.keep.loss[:, None]
+    advantage = batch.advantage[live]
+    out = {
+        "group/mixed": mean(float((spread > 0).sum()), count),
+        "advantage/zero_frac": mean(float((advantage == 0).sum()), advantage.numel()),
+        "advantage/abs": mean(float(advantage.abs().sum()), advantage.numel()),
+        "keep/loss": mean(float(batch.keep.loss.sum()), batch.size),
+        "reward/failed": mean(float(_unscored(batch).sum()), batch.size),
+    }
+    return out
+
+
+def _unscored(batch: Batch) -> Tensor:
+    return batch.reward.isnan().any(1)

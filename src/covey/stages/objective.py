@@ -1,0 +1,109 @@
+"""The loss of a slice: a plain sum of weighted gains and costs, so that slices only add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from covey.batch import Credited, Live
+from covey.metrics import Metric, Metrics, highest, mean, total
+from covey.registry import Component, Couples, State
+from covey.stages.credit import name_of
+from covey.stages.masked import LOG_RATIO_LIMIT, masked
+
+if TYPE_CHECKING:
+    from covey.recipes.recipe import Recipe
+
+SUMS = "sums/"
+"""Prefix of the totals from which live components advance their state; they travel with the metrics and are not written."""
+
+
+def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, State]) -> tuple[Tensor, Metrics]:
+    """loss = -(weight * gain).sum() + sum_k coef_k * (weight_k * cost_k).sum(), and what there is to report of it.
+
+    Exact on any slice of rows when no component couples rows; otherwise on whole units (see `couples`).
+    """
+    if recipe.objective is not None:
+        loss = _call(recipe.objective, states, live, batch)
+        return loss, {"loss/value": total(float(loss.detach()))}
+    log_ratio = None if recipe.ratio is None else _call(recipe.ratio, states, live, batch)
+    gain = _call(recipe.surrogate, states, log_ratio, live, batch)
+    loss = -(batch.weight.to(gain.dtype) * gain).sum()
+    reports = [_shared(live, batch), _sums(recipe.surrogate, live, batch)]
+    if log_ratio is not None:
+        reports += [recipe.surrogate.measure(log_ratio.detach(), batch), _ratio(log_ratio.detach(), batch)]  # type: ignore[attr-defined]
+    for part in recipe.penalties:
+        cost = _call(part, states, live, batch)
+        loss = loss + part.coef * (batch.penalty_weight[part.kind].to(cost.dtype) * cost).sum()  # type: ignore[attr-defined]
+        reports += [part.measure(cost.detach(), batch), _sums(part, live, batch)]  # type: ignore[attr-defined]
+    reports.append({"loss/value": total(float(loss.detach()))})
+    return loss, {name: metric for report in reports for name, metric in report.items()}
+
+
+def couples(recipe: Recipe) -> Couples:
+    """The widest coupling of the recipe's live components."""
+    order: list[Couples] = ["row", "group", "step"]
+    return max((part.couples for part in recipe.live_components()), key=order.index)
+
+
+def outputs(recipe: Recipe) -> tuple[str, ...]:
+    """The live outputs besides logp that the recipe asks the forward for, without repeats."""
+    return tuple(dict.fromkeys(name for part in recipe.live_components() for name in part.live))
+
+
+def advance(recipe: Recipe, states: Mapping[str, State], metrics: Metrics) -> dict[str, State]:
+    """Move the state of live components on by one optimizer step, from totals over all slices and ranks."""
+    after = dict(states)
+    for part in recipe.live_components():
+        name = name_of(part)
+        if name in after and hasattr(part, "advance"):
+            prefix = f"{SUMS}{name}/"
+            sums = {key.removeprefix(prefix): metric.value for key, metric in metrics.items() if key.startswith(prefix)}
+            after[name] = part.advance(after[name], sums)
+    return after
+
+
+def reported(metrics: Metrics) -> dict[str, Metric]:
+    """The metrics without the totals that only serve `advance`."""
+    return {name: metric for name, metric in metrics.items() if not name.startswith(SUMS)}
+
+
+def _call(part: Component, states: Mapping[str, State], *inputs: Any) -> Tensor:
+    name = name_of(part)
+    result: Tensor = part(*inputs, state=states[name]) if name in states else part(*inputs)  # type: ignore[operator]
+    return result
+
+
+def _sums(part: Component, live: Live, batch: Credited) -> Metrics:
+    if not hasattr(part, "sums"):
+        return {}
+    return {f"{SUMS}{name_of(part)}/{key}": total(value) for key, value in part.sums(live, batch).items()}
+
+
+def _shared(live: Live, batch: Credited) -> Metrics:
+    """Distances of the policy from the sampler, on the tokens that the policy chose."""
+    tokens = float(batch.mask.sum())
+    gap = masked(live.logp.detach().double() - batch.sampled_logp.double(), batch.mask).clamp(
+        -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT
+    )
+    out = {
+        "kl/sampled_vs_policy": mean(float((torch.expm1(gap) - gap).sum()), tokens),
+        "logp/mean": mean(float(masked(live.logp.detach(), batch.mask).double().sum()), tokens),
+        "tokens/trained": total(float((batch.weight != 0).sum())),
+    }
+    if "entropy" in live.outputs:
+        out["entropy/mean"] = mean(float(masked(live.outputs["entropy"].detach(), batch.mask).double().sum()), tokens)
+    return out
+
+
+def _ratio(log_ratio: Tensor, batch: Credited) -> Metrics:
+    counted = batch.weight != 0
+    ratio, tokens = masked(log_ratio.exp(), counted), float(counted.sum())
+    return {
+        "ratio/mean": mean(float(ratio.double().sum()), tokens),
+        "ratio/max": highest(float(ratio.max()) if tokens else 0.0),
+        "ratio/clamped": mean(float((counted & (log_ratio.abs() >= LOG_RATIO_LIMIT)).sum()), tokens),
+    }
