@@ -1,1 +1,1 @@
-"""collect"""
+"""Collectors: prompts become scored, admitted groups, and groups become rows."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from covey.batch import Batch, Credited, Keep
 from covey.metrics import Metrics, mean
 from covey.registry import Component, State
-from covey.stages.masked import broadcast, compact, masked, spread_by
+from covey.stages.masked import broadcast, masked
 
 if TYPE_CHECKING:
     from covey.recipes.recipe import Recipe
@@ -76,23 +75,11 @@ def weigh(recipe: Recipe, step: Credited) -> Credited:
 
 
 def measure(batch: Credited) -> Metrics:
-    """What credit did, for the run's record."""
-    index, count = compact(batch.group)
-    score, counted = batch.columns["score"], batch.keep.statistics
-    if score.dim() > 1:
-        score = score.sum(1)
-    spread = spread_by(masked(score, counted), counted, index, count)
+    """What credit did, for the run's record; shares of the tokens that the policy chose and of rows."""
     live = batch.mask & batch.keep.loss[:, None]
     advantage = batch.advantage[live]
-    out = {
-        "group/mixed": mean(float((spread > 0).sum()), count),
+    return {
         "advantage/zero_frac": mean(float((advantage == 0).sum()), advantage.numel()),
         "advantage/abs": mean(float(advantage.abs().sum()), advantage.numel()),
         "keep/loss": mean(float(batch.keep.loss.sum()), batch.size),
-        "reward/failed": mean(float(_unscored(batch).sum()), batch.size),
     }
-    return out
-
-
-def _unscored(batch: Batch) -> Tensor:
-    return batch.reward.isnan().any(1)

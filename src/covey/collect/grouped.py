@@ -1,0 +1,122 @@
+"""Rollouts of whole groups, in step with the learner: sample, score, admit, refill."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from covey.collect.prompts import Issued, Prompts
+from covey.metrics import Metric, Metrics, highest, mean, merge, total
+from covey.protocols import Reward
+from covey.random import key
+from covey.stages.admit import Admission
+from covey.types import Group, Message, Request, Rollout, RolloutKey, Sample, Sampling, Stop
+
+Draw = Callable[[Sequence[Request], Sampling], list[list[Sample]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """The model's language: messages to prompt ids, response ids to text (the stop token left out)."""
+
+    render: Callable[[Sequence[Message]], tuple[int, ...]]
+    decode: Callable[[Sequence[int]], str]
+
+
+class GroupedCollector:
+    """Takes groups of `samples` rollouts per prompt; groups that are not admitted are replaced by fresh prompts.
+
+    The order of groups is the order of prompts, never of completion. When the waves of `admit` are used up the step goes on
+    with the groups there are; when none was admitted it goes on with those of the last wave (their advantages are 0).
+    """
+
+    def __init__(
+        self, prompts: Prompts, sample: Draw, reward: Reward, speech: Speech, *, samples: int, sampling: Sampling,
+        admit: Sequence[Admission] = (),
+    ) -> None:  # fmt: skip
+        self.prompts, self.sample, self.reward, self.speech = prompts, sample, reward, speech
+        self.samples, self.sampling, self.admit = samples, sampling, tuple(admit)
+        self.dropped: list[str] = []
+
+    async def take(self, count: int) -> tuple[list[Group], Metrics]:
+        """`count` admitted groups (fewer when the waves are used up) and what happened on the way."""
+        taken: list[Group] = []
+        last: list[Group] = []
+        self.dropped = []
+        reports: list[Metrics] = []
+        waves = min((part.max_waves for part in self.admit), default=1)
+        for wave in range(1, waves + 1):
+            factor = max((part.oversample for part in self.admit), default=1.0)
+            last = await self._wave(self.prompts.issue(math.ceil((count - len(taken)) * factor)))
+            admitted = [group for group in last if all(part.admits(group) for part in self.admit)]
+            taken += admitted
+            self.dropped += [group.id for group in last if group not in admitted]
+            reports.append(measure(last) | {"admit/kept": mean(len(admitted), len(last)), "admit/waves": highest(wave)})
+            if len(taken) >= count:
+                break
+        self.dropped += [group.id for group in taken[count:]]
+        groups = taken[:count] or last
+        return groups, merge([*reports, {"admit/missing": total(count - len(groups))}])
+
+    async def _wave(self, issued: Sequence[Issued]) -> list[Group]:
+        tokens = [self.speech.render(item.prompt.messages) for item in issued]
+        requests = [self._request(item, ids) for item, ids in zip(issued, tokens, strict=True)]
+        drawn = self.sample(requests, self.sampling)
+        groups = [self._group(*parts) for parts in zip(issued, tokens, drawn, strict=True)]
+        return list(await asyncio.gather(*(self._scored(group) for group in groups)))
+
+    def _request(self, item: Issued, tokens: tuple[int, ...]) -> Request:
+        seed = self.prompts.seed
+        keys = tuple(key(seed, "sample", item.prompt.id, item.visit, index) for index in range(self.samples))
+        return Request(item.id, tokens, keys)
+
+    def _group(self, item: Issued, tokens: tuple[int, ...], samples: Sequence[Sample]) -> Group:
+        rollouts = tuple(
+            Rollout(
+                key=RolloutKey(item.prompt.id, index, item.visit),
+                turns=(sample.turn,),
+                stop=sample.stop,
+                limit=self.sampling.max_tokens,
+                text=self.speech.decode(sample.turn.tokens),
+            )
+            for index, sample in enumerate(samples)
+        )
+        return Group(item.id, item.prompt, tokens, rollouts)
+
+    async def _scored(self, group: Group) -> Group:
+        scores = await self.reward.score(group.prompt, group.rollouts)
+        rollouts = tuple(
+            rollout.with_(rewards=score.values, failures=score.failures, facts=score.facts, detail=score.detail)
+            for rollout, score in zip(group.rollouts, scores, strict=True)
+        )
+        return group.with_(rollouts=rollouts)
+
+
+def measure(groups: Sequence[Group]) -> dict[str, Metric]:
+    """Rewards and lengths of *all* sampled rollouts, admitted or not: dropping groups must not censor the curve."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    outcomes = [value for rollout in rollouts if (value := next(iter(rollout.rewards.values()), None)) is not None]
+    spreads = [_outcomes(group) for group in groups]
+    lengths = [rollout.length for rollout in rollouts]
+    out = {
+        "reward/mean": mean(sum(outcomes), len(outcomes)),
+        "reward/failed": mean(sum(bool(rollout.failures) for rollout in rollouts), len(rollouts)),
+        "group/mixed": mean(sum(len(set(values)) > 1 for values in spreads), len(groups)),
+        "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in spreads), len(groups)),
+        "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in spreads), len(groups)),
+        "length/mean": mean(sum(lengths), len(lengths)),
+        "length/max": highest(max(lengths, default=0)),
+        "stop/truncated": mean(sum(rollout.stop == Stop.LENGTH for rollout in rollouts), len(rollouts)),
+        "tokens/sampled": total(sum(lengths)),
+    }
+    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.rewards):
+        scored = [rollout.rewards[name] for rollout in rollouts if name in rollout.rewards]
+        out[f"reward/{name}"] = mean(sum(scored), len(scored))
+    return out
+
+
+def _outcomes(group: Group) -> list[float]:
+    found = (next(iter(rollout.rewards.values()), None) for rollout in group.rollouts)
+    return [value for value in found if value is not None]
