@@ -79,9 +79,7 @@ def test_pair_split() -> None:
 
 def test_counts_of_items() -> None:
     every = [a + b for a in tiny.TRAIN_SIDE for b in tiny.TRAIN_SIDE]
-    dead = {
-        pair for pair in every if not any(tiny.needs_every_call(Program(pair, s)) for s in tiny.strings(False))
-    }
+    dead = {pair for pair in every if not any(tiny.needs_every_call(Program(pair, s)) for s in tiny.strings(False))}
     assert dead == {"AA", "BB", "EE", "HH", "KK"}
     items = sum(tiny.needs_every_call(Program(pair, s)) for pair in tiny.pairs("rl") for s in tiny.strings(False))
     assert items == 41524
@@ -126,7 +124,9 @@ def test_evaluation_sets() -> None:
     assert {name: len(prompts) for name, prompts in sets.items()} == sizes
     for name, prompts in sets.items():
         assert len({p.messages for p in prompts}) == len(prompts)
-        assert [p.id for p in prompts] == [f"compose/tiny/{name}/{name[-1] if '_n' not in name else 2}/{i}" for i in range(len(prompts))]
+        assert [p.id for p in prompts] == [
+            f"compose/tiny/{name}/{name[-1] if '_n' not in name else 2}/{i}" for i in range(len(prompts))
+        ]
         for p in prompts:
             program = Program("".join(p.meta["functions"]), p.meta["input"])
             assert tiny.is_test_string(program.input)
@@ -193,7 +193,10 @@ def test_stage1_mixture() -> None:
         seen[lesson, functions.replace("I", "")] += 1
         if lesson == "planted":
             outer, inner = (FUNCTIONS[name] for name in functions)
-            planted = {f"{functions[0]}({inner(string)})={inner(string)}.", f"{functions[0]}({string})={outer(string)}."}
+            planted = {
+                f"{functions[0]}({inner(string)})={inner(string)}.",
+                f"{functions[0]}({string})={outer(string)}.",
+            }
             assert response in planted
             assert response != program.trace
         else:

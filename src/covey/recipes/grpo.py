@@ -18,5 +18,5 @@ grpo = Recipe(
     weighting=RolloutMean(),
     ratio=TokenRatio(anchor="old"),
     surrogate=Clip(low=0.2, high=0.2),
-    penalties=(Kl(coef=0.04, estimator="k3", to="reference"),),
+    penalties=(Kl(coef=0.04, estimator="k3", to="reference", weighting=RolloutMean()),),
 )

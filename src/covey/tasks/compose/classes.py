@@ -51,7 +51,9 @@ def classify(program: Program, text: str, *, truncated: bool = False) -> Verdict
     if final is None or not _LETTERS.fullmatch(final):
         return Verdict("malformed", detail="The response must end in letters closed by one full stop.")
     if final in list_sub_values(program):
-        return Verdict("ignored", detail=f"{final} is what the program gives when calls are left out; it gives {answer}.")
+        return Verdict(
+            "ignored", detail=f"{final} is what the program gives when calls are left out; it gives {answer}."
+        )
     segments = text[:-1].split("=")
     if len(segments) < len(program.functions):
         found, wanted = len(segments), len(program.functions)
