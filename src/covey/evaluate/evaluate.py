@@ -1,0 +1,239 @@
+"""Ask a model held-out problems and say how often it is right, per set, with intervals.
+
+The noise of a sample is a function of (seed, "eval", problem, sample index), so two evaluations differ by the
+weights alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from covey import random
+from covey.errors import ConfigError, did_you_mean
+from covey.evaluate.estimators import Estimate, estimate, pass_at, powers_of_two
+from covey.evaluate.table import Tally
+from covey.types import Group, Message, Prompt, Request, Rollout, RolloutKey, Sample, Sampling, Stop
+
+if TYPE_CHECKING:
+    from covey.protocols import Reward, Sampler, Task
+
+Out = TypeVar("Out")
+Render = Callable[[tuple[Message, ...]], tuple[int, ...]]
+Decode = Callable[[tuple[int, ...]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is asked: `samples` per problem from index `first` on, at most `problems` of each set of `sets`."""
+
+    seed: int = 0
+    samples: int = 8
+    first: int = 0
+    problems: int | None = None
+    sets: tuple[str, ...] | None = None
+
+    def choose(self, held_out: Mapping[str, Sequence[Prompt]]) -> dict[str, Sequence[Prompt]]:
+        """The problems to ask, by set, in the order of `sets`."""
+        for name in self.sets or ():
+            if name not in held_out:
+                raise ConfigError("sets", f"there is no evaluation set '{name}'", did_you_mean(name, held_out))
+        return {name: held_out[name][: self.problems] for name in self.sets or held_out}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse plans that cannot be right."""
+        if self.samples < 1:
+            raise ConfigError("samples", f"got {self.samples}", "At least 1 sample per problem.")
+        if self.problems is not None and self.problems < 1:
+            raise ConfigError("problems", f"got {self.problems}", "At least 1 problem per set.")
+        if sampling.temperature == 0 and self.samples > 1:
+            raise ConfigError(
+                "samples",
+                f"{self.samples} greedy samples of a problem are all the same",
+                "Use samples=1 or a temperature.",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetResult:
+    """What an evaluation says of one set. Shares are in [0, 1], of rollouts if nothing else is said.
+
+    `accuracy` is the mean over problems of c / n; `pass_at` holds k = 1, 2, 4, ... up to the fewest samples of a
+    problem; `mixed` is the share of problems with right and wrong samples; `classes` shares of failure classes;
+    `length` tokens.
+    """
+
+    name: str
+    problems: int
+    samples: int
+    accuracy: Estimate
+    pass_at: Mapping[int, Estimate]
+    mixed: float
+    truncated: float
+    failed: float
+    length: float
+    classes: Mapping[str, float]
+
+    def record(self) -> dict[str, float]:
+        """The numbers by name: accuracy, se, low, high, pass@k and its se, mixed, truncated, class shares ..."""
+        low, high = self.accuracy.interval
+        numbers = {"accuracy": self.accuracy.mean, "se": self.accuracy.se, "low": low, "high": high}
+        for k, value in self.pass_at.items():
+            numbers |= {f"pass@{k}": value.mean, f"pass@{k}_se": value.se}
+        numbers |= {"mixed": self.mixed, "truncated": self.truncated, "failed": self.failed, "length": self.length}
+        numbers |= {f"class_{name}": share for name, share in self.classes.items()}
+        return {**numbers, "problems": self.problems, "samples": self.samples}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An evaluation: its table of problems, and the rollouts by set where they were kept."""
+
+    tallies: tuple[Tally, ...]
+    main_set: str
+    groups: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> dict[str, SetResult]:
+        """The result of each set, in the order of the table."""
+        by_set: dict[str, list[Tally]] = {}
+        for tally in self.tallies:
+            by_set.setdefault(tally.set, []).append(tally)
+        return {name: summarise(name, tallies) for name, tallies in by_set.items()}
+
+    def record(self) -> dict[str, float]:
+        """One flat record: `eval/accuracy` ... for the main set, and for every set with its name: `eval/pass@4_L2`."""
+        flat: dict[str, float] = {}
+        for name, result in self.sets.items():
+            numbers = result.record()
+            if name == self.main_set:
+                flat |= {f"eval/{quantity}": value for quantity, value in numbers.items()}
+            flat |= {f"eval/{quantity}_{name}": value for quantity, value in numbers.items()}
+        return flat
+
+
+def evaluate(
+    sampler: Sampler, task: Task, plan: Plan, *, sampling: Sampling, render: Render, decode: Decode
+) -> Evaluation:
+    """Sample the held-out problems of a task, score them with the task's reward and count.
+
+    `render` turns messages into prompt tokens, `decode` response tokens into text. A rollout is right if its reward
+    component `correct` is 1 (without such a component: if the first one is at least 1 - 1e-9); one that could not
+    be scored counts as wrong and is counted apart. A set without problems has no row.
+    """
+    plan.check(sampling)
+    groups: dict[str, tuple[Group, ...]] = {}
+    for name, prompts in plan.choose(task.held_out(plan.seed)).items():
+        asked = _sample(sampler, prompts, plan, sampling=sampling, render=render, decode=decode)
+        groups[name] = _wait(_score(task.reward, asked))
+    tallies = tuple(count(group, name) for name, members in groups.items() for group in members)
+    return Evaluation(tallies, task.main_set, groups)
+
+
+def is_right(rollout: Rollout) -> bool:
+    """Whether a rollout solves its problem: component `correct` is 1; without it, the first component is (to 1e-9).
+
+    A rollout that could not be scored is not right.
+    """
+    rewards = rollout.rewards
+    if "correct" in rewards:
+        return rewards["correct"] == 1
+    if rollout.failures or not rewards:
+        return False
+    return next(iter(rewards.values())) >= 1 - 1e-9
+
+
+def count(group: Group, name: str) -> Tally:
+    """The row of one group in the table of set `name`; its sample indices have to be consecutive."""
+    rollouts, classes = group.rollouts, dict[str, int]()
+    for rollout in rollouts:
+        if "class" in rollout.facts:
+            label = str(rollout.facts["class"])
+            classes[label] = classes.get(label, 0) + 1
+    level = group.prompt.meta.get("level")
+    first = rollouts[0].key.index if rollouts else 0
+    return Tally(
+        id=group.prompt.id,
+        set=name,
+        level=level if isinstance(level, int) else None,
+        samples=((first, first + len(rollouts)),),
+        correct=sum(is_right(rollout) for rollout in rollouts),
+        truncated=sum(rollout.stop is Stop.LENGTH for rollout in rollouts),
+        failed=sum(bool(rollout.failures) or not rollout.rewards for rollout in rollouts),
+        tokens=sum(rollout.length for rollout in rollouts),
+        classes=classes,
+    )
+
+
+def summarise(name: str, tallies: Sequence[Tally]) -> SetResult:
+    """The result of the problems of one set."""
+    fewest = min((tally.n for tally in tallies), default=0)
+    samples = sum(tally.n for tally in tallies)
+    totals: dict[str, int] = {}
+    for tally in tallies:
+        for label, number in tally.classes.items():
+            totals[label] = totals.get(label, 0) + number
+
+    def share(total: int, of: int = samples) -> float:
+        return total / of if of else float("nan")
+
+    return SetResult(
+        name=name,
+        problems=len(tallies),
+        samples=samples,
+        accuracy=estimate(tally.correct / tally.n for tally in tallies),
+        pass_at={k: estimate(pass_at(t.n, t.correct, k) for t in tallies) for k in powers_of_two(fewest)},
+        mixed=share(sum(tally.mixed for tally in tallies), of=len(tallies)),
+        truncated=share(sum(tally.truncated for tally in tallies)),
+        failed=share(sum(tally.failed for tally in tallies)),
+        length=share(sum(tally.tokens for tally in tallies)),
+        classes={label: share(totals[label]) for label in sorted(totals)},
+    )
+
+
+def _sample(
+    sampler: Sampler, prompts: Sequence[Prompt], plan: Plan, *, sampling: Sampling, render: Render, decode: Decode
+) -> list[Group]:
+    indices = range(plan.first, plan.first + plan.samples)
+    requests = [
+        Request(p.id, render(p.messages), tuple(random.key(plan.seed, "eval", p.id, index) for index in indices))
+        for p in prompts
+    ]
+    groups = []
+    for prompt, request, samples in zip(prompts, requests, sampler.sample(requests, sampling), strict=True):
+        rollouts = tuple(
+            _rollout(RolloutKey(prompt.id, index), sample, sampling.max_tokens, decode)
+            for index, sample in zip(indices, samples, strict=True)
+        )
+        groups.append(Group(prompt.id, prompt, request.tokens, rollouts))
+    return groups
+
+
+def _rollout(key: RolloutKey, sample: Sample, limit: int, decode: Decode) -> Rollout:
+    return Rollout(key, (sample.turn,), sample.stop, limit, text=decode(sample.turn.tokens))
+
+
+async def _score(reward: Reward, groups: Sequence[Group]) -> tuple[Group, ...]:
+    scored = []
+    for group, scores in zip(
+        groups, await asyncio.gather(*(reward.score(g.prompt, g.rollouts) for g in groups)), strict=True
+    ):
+        rollouts = tuple(
+            rollout.with_(rewards=score.values, failures=score.failures, facts=score.facts, detail=score.detail)
+            for rollout, score in zip(group.rollouts, scores, strict=True)
+        )
+        scored.append(group.with_(rollouts=rollouts))
+    return tuple(scored)
+
+
+def _wait(work: Coroutine[Any, Any, Out]) -> Out:
+    """The result of a coroutine; inside a running event loop it runs in a loop of its own, in another thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, work).result()

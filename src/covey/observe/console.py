@@ -1,0 +1,219 @@
+"""What a run shows while it runs: a header, one line per step, samples now and then, and what is off."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.text import Text
+
+from covey.observe import health
+from covey.observe.completions import completions
+from covey.observe.line import Field, bar, count, duration, fields, fit
+from covey.observe.plain import clean
+from covey.types import Group
+
+Outcome = Literal["done", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What the header says: `first` steps were done before; `estimate_s` is the expected time, None if unknown."""
+
+    recipe: str
+    model: str
+    task: str
+    folder: Path
+    steps: int
+    prompts: int
+    samples: int
+    first: int = 0
+    parameters: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    estimate_s: float | None = None
+    command: str = "covey train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rhythm:
+    """How often something is shown, in steps: lines where there is no terminal, completions, a finding that stays."""
+
+    plain: int = 10
+    completions: int = 25
+    health: int = 50
+
+
+class Console:
+    """Shows a run. `quiet` shows nothing; without a terminal there is one plain line every few steps and no table.
+
+    Use it as a context manager or call `close`: the live line has to give the terminal back.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal | None = None,
+        *,
+        quiet: bool = False,
+        rhythm: Rhythm | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.terminal = terminal or Terminal(highlight=False)
+        self.quiet, self.rhythm, self._clock = quiet, rhythm or Rhythm(), clock
+        self._info: RunInfo | None = None
+        self._live: Live | None = None
+        self._first: dict[str, float] = {}
+        self._history: list[Mapping[str, float]] = []
+        self._times: deque[float] = deque(maxlen=20)
+        self._told: dict[str, int] = {}
+        self._before: Mapping[str, float] | None = None
+        self._mark = clock()
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def ascii_only(self) -> bool:
+        """The terminal's encoding has no characters beyond ASCII."""
+        return self.terminal.options.ascii_only
+
+    def start(self, info: RunInfo) -> None:
+        """Show the header: recipe, batch, model, machine, estimate, folder."""
+        self._info, self._mark = info, self._clock()
+        size = f" ({count(info.parameters)} parameters)" if info.parameters else ""
+        sign = "x" if self.ascii_only else "×"
+        threads = f"{info.threads} thread{'s' if info.threads != 1 else ''}"
+        facts = [
+            f"{info.prompts} prompts {sign} {info.samples} samples",
+            f"{info.model}{size}",
+            f"{info.device}, {threads}",
+            f"{info.steps} steps" + (f", going on at {info.first}" if info.first else ""),
+        ]
+        if info.estimate_s is not None:
+            facts.append(f"about {duration(info.estimate_s)}")
+        head = f"{info.command}: {info.recipe} on {info.task}"
+        self._print(Text(clean(" | ".join([head, *facts, str(info.folder)]), ascii_only=self.ascii_only), style="bold"))
+
+    def step(
+        self,
+        n: int,
+        values: Mapping[str, float],
+        groups: Sequence[Group] | None = None,
+        advantages: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Show step `n` (counted from 1) by its metrics, completions when it is their turn, and what is off."""
+        self._take_time(values)
+        self._first = self._first or dict(values)
+        self._history.append(values)
+        if len(self._history) > 2 * health.WINDOW:  # findings compare the first steps with the latest
+            del self._history[health.WINDOW]
+        if self.quiet:
+            return
+        self._show_line(n, values)
+        self._show_health(n)
+        if groups and self.terminal.is_terminal and n % self.rhythm.completions == 0:
+            width, title = self.terminal.width, f"samples of step {n}"
+            self._print(completions(groups, advantages or {}, title=title, width=width, ascii_only=self.ascii_only))
+
+    def evaluation(self, record: Mapping[str, float], step: int) -> None:
+        """Show an evaluation after `step` steps: accuracy since the first one, its 95 % interval, then every set."""
+        self._mark = self._clock()
+        before, self._before = self._before, self._before or dict(record)
+        self._print(
+            Text(f"eval  after step {step}: {describe(record, before, ascii_only=self.ascii_only)}", style="green")
+        )
+
+    def finish(self, *, step: int, outcome: Outcome = "done", chart: str = "") -> None:
+        """Show the end: the learning curve, where things are, and the commands that come next."""
+        self.close()
+        if self._info is None:
+            return
+        folder = clean(str(self._info.folder), ascii_only=self.ascii_only)
+        if chart:
+            self._print(Text(chart))
+        if outcome == "done":
+            self._print(Text(f"saved {folder}/model after {step} steps", style="bold"))
+            commands = [f"covey show {folder}", f"covey eval {folder}"]
+        else:
+            told = "interrupted" if outcome == "interrupted" else "stopped by an error"
+            self._print(Text(f"{told} after {step} steps; the state is in {folder}/checkpoints", style="bold yellow"))
+            commands = [f"covey train --resume {folder}", f"covey show {folder}"]
+        self._print(Text("next: " + "   |   ".join(commands)))
+
+    def close(self) -> None:
+        """Give the terminal back; the last live line stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _print(self, what: object) -> None:
+        if not self.quiet:
+            self.terminal.print(what, soft_wrap=isinstance(what, Text), highlight=False)
+
+    def _take_time(self, values: Mapping[str, float]) -> None:
+        now = self._clock()
+        self._times.append(values.get("time/step_s", now - self._mark))
+        self._mark = now
+
+    def _pieces(self, n: int, values: Mapping[str, float]) -> list[Field]:
+        info, seconds = self._info, math.fsum(self._times) / len(self._times)
+        steps, prompts = (info.steps, info.prompts) if info else (n, 0)
+        shown = f"step {n:>{len(str(steps))}}/{steps}"
+        pieces = [Field(shown, -2, "cyan")]
+        if self.terminal.is_terminal:
+            pieces.append(Field(bar(n, steps, ascii_only=self.ascii_only), 8, "cyan"))
+        pieces += fields(values, first=self._first, prompts=prompts, seconds=seconds)
+        left = f"{duration(seconds * (steps - n))} left" if n < steps else "last step"
+        return [*pieces, Field(left, 1)]
+
+    def _show_line(self, n: int, values: Mapping[str, float]) -> None:
+        pieces, info = self._pieces(n, values), self._info
+        if not self.terminal.is_terminal:
+            if n % self.rhythm.plain == 0 or n == 1 or (info and n in (info.steps, info.first + 1)):
+                self._print(Text("  ".join(piece.text for piece in pieces)))
+            return
+        line = Text("  ").join(Text(piece.text, style=piece.style) for piece in fit(pieces, self.terminal.width - 1))
+        if self._live is None:
+            self._live = Live(line, console=self.terminal, auto_refresh=False)
+            self._live.start(refresh=True)
+        self._live.update(line, refresh=True)
+
+    def _show_health(self, n: int) -> None:
+        """A finding is shown when it appears, and again after a while if it stays."""
+        found = {finding.code: finding for finding in health.check(self._history)}
+        self._told = {code: step for code, step in self._told.items() if code in found}
+        for code, finding in found.items():
+            if n - self._told.get(code, -self.rhythm.health) >= self.rhythm.health:
+                self._told[code] = n
+                self._print(Text(f"health  {finding}", style="yellow"))
+
+
+def describe(record: Mapping[str, float], before: Mapping[str, float] | None, *, ascii_only: bool = False) -> str:
+    """An evaluation on one line: `accuracy 0.31 -> 0.83 (200 problems, 95 % interval 0.79 to 0.87)`, then sets."""
+    arrow = "->" if ascii_only else "→"
+    parts = []
+    if "eval/accuracy" in record:
+        was = f"{before['eval/accuracy']:.2f} {arrow} " if before and "eval/accuracy" in before else ""
+        span = f"95 % interval {record.get('eval/low', math.nan):.2f} to {record.get('eval/high', math.nan):.2f}"
+        problems = f"{record.get('eval/problems', math.nan):.0f} problems"
+        parts.append(f"accuracy {was}{record['eval/accuracy']:.2f} ({problems}, {span})")
+    sets = {
+        name.removeprefix("eval/accuracy_"): value
+        for name, value in record.items()
+        if name.startswith("eval/accuracy_")
+    }
+    parts += [f"{clean(name)} {value:.2f}" for name, value in sets.items()]
+    return "  ".join(parts)

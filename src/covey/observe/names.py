@@ -1,0 +1,111 @@
+"""The one table of metric names: `stage/quantity`, with unit, meaning and the name that other dashboards use."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One metric: its name (a pattern where it holds `*`), unit, meaning, and TRL's name for it if there is one."""
+
+    name: str
+    unit: str
+    meaning: str
+    trl: str = ""
+
+
+TABLE: tuple[Name, ...] = (
+    Name("step", "steps", "number of the optimizer step", "step"),
+    Name("reward/mean", "reward", "mean mixed reward of the scored rollouts", "reward"),
+    Name("reward/std", "reward", "standard deviation of the reward inside a group, mean over groups", "reward_std"),
+    Name("reward/mean_*", "reward", "mean of one reward component", "rewards/*/mean"),
+    Name("reward/solved", "share", "rollouts that solve their problem"),
+    Name("reward/failed", "rollouts", "rollouts that could not be scored"),
+    Name("group/mixed", "share", "groups whose rewards differ: the ones with a signal"),
+    Name("group/all_right", "share", "groups in which every rollout is right"),
+    Name("group/all_wrong", "share", "groups in which no rollout is right"),
+    Name("class/*", "share", "rollouts of one failure class of the task"),
+    Name("admit/kept", "groups", "groups that the step trains on"),
+    Name("admit/waves", "waves", "how often prompts were sampled to fill the step"),
+    Name("admit/*", "groups", "other counts of admission"),
+    Name("advantage/zero_frac", "share", "rows whose advantage is exactly zero", "frac_reward_zero_std"),
+    Name("advantage/std", "advantage", "standard deviation of the advantage over rows"),
+    Name("ratio/mean", "ratio", "mean importance ratio, learner over sampler at the start of the step"),
+    Name("ratio/max", "ratio", "largest importance ratio"),
+    Name("ratio/clamped", "tokens", "log-ratios cut to the range that exp can take"),
+    Name("clip/low", "share", "tokens clipped at the lower bound", "clip_ratio/low_mean"),
+    Name("clip/high", "share", "tokens clipped at the upper bound", "clip_ratio/high_mean"),
+    Name("kl/sampled_vs_old", "nats per token", "learner against sampler, at the start of the step"),
+    Name("kl/ref", "nats per token", "policy against reference", "kl"),
+    Name("kl/*", "nats per token", "other divergences"),
+    Name("entropy/mean", "nats per token", "entropy of the policy, mean over its tokens", "entropy"),
+    Name("grad/norm", "", "norm of the gradient before clipping", "grad_norm"),
+    Name("grad/skipped", "steps", "optimizer steps left out because their gradient was not finite"),
+    Name("length/mean", "tokens", "mean length of a response", "completions/mean_length"),
+    Name("length/max", "tokens", "longest response", "completions/max_length"),
+    Name("stop/truncated", "share", "rollouts that hit the token budget", "completions/clipped_ratio"),
+    Name("logp/nonfinite", "tokens", "log-probabilities that are not finite"),
+    Name("loss/value", "", "the loss that is optimised: of the whole step, not of a slice", "loss"),
+    Name("loss/*", "", "one term of the loss"),
+    Name("tokens/sampled", "tokens", "tokens sampled so far", "num_tokens"),
+    Name("tokens/trained", "tokens", "tokens of this step that carry weight in the loss"),
+    Name("lag/max", "steps", "how many versions old the oldest token is"),
+    Name("lr", "", "learning rate", "learning_rate"),
+    Name("state/*", "", "state of a component of the recipe"),
+    Name("eval/accuracy*", "share", "mean over problems of the share of right samples"),
+    Name("eval/se*", "share", "standard error of the accuracy over problems"),
+    Name("eval/low*", "share", "lower end of the 95 % interval of the accuracy"),
+    Name("eval/high*", "share", "upper end of the 95 % interval of the accuracy"),
+    Name("eval/pass@*", "share", "unbiased pass@k, and its standard error (_se)"),
+    Name("eval/mixed*", "share", "problems with right and wrong samples"),
+    Name("eval/truncated*", "share", "samples that hit the token budget"),
+    Name("eval/failed*", "share", "samples that could not be scored; they count as wrong"),
+    Name("eval/length*", "tokens", "mean length of a sample"),
+    Name("eval/class_*", "share", "samples of one failure class of the task"),
+    Name("eval/problems*", "problems", "problems asked"),
+    Name("eval/samples*", "samples", "samples drawn"),
+    Name("time/step_s", "s", "wall clock of a step"),
+    Name("time/*", "s", "wall clock of one part of a step"),
+    Name("memory/*", "MB", "memory of the process or of a device"),
+)
+
+CLOCKS = ("time/", "memory/")
+"""Prefixes of what differs from run to run on the same seed: written to `timings.jsonl`, never to `metrics.jsonl`."""
+
+
+def describe(name: str) -> Name | None:
+    """The entry of the table for a metric: its exact name, else the longest pattern that fits; None if unknown."""
+    fits = [entry for entry in TABLE if fnmatch.fnmatchcase(name, entry.name)]
+    return max(fits, key=lambda entry: (entry.name == name, len(entry.name)), default=None)
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """The names that the table does not have."""
+    return [name for name in names if describe(name) is None]
+
+
+def split_clocks(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The deterministic numbers, and clocks and memory."""
+    clocks = {name: value for name, value in values.items() if name.startswith(CLOCKS)}
+    return {name: value for name, value in values.items() if name not in clocks}, clocks
+
+
+def trl_names(values: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers under TRL's names, for dashboards made for it; numbers that TRL has no name for are left out."""
+    renamed = {}
+    for name, value in values.items():
+        entry = describe(name)
+        if entry is None or not entry.trl:
+            continue
+        stem = entry.name.removesuffix("*")
+        renamed[entry.trl.replace("*", name.removeprefix(stem))] = value
+    return renamed
+
+
+def markdown() -> str:
+    """The table for the documentation."""
+    rows = [f"| `{e.name}` | {e.unit} | {e.meaning} | {f'`{e.trl}`' if e.trl else ''} |" for e in TABLE]
+    return "\n".join(["| name | unit | meaning | TRL |", "|---|---|---|---|", *rows]) + "\n"
