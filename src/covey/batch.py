@@ -29,9 +29,7 @@ class Keep:
         return cls(yes, yes, yes)
 
     def __and__(self, other: Keep) -> Keep:
-        return Keep(
-            self.loss & other.loss, self.statistics & other.statistics, self.denominator & other.denominator
-        )
+        return Keep(self.loss & other.loss, self.statistics & other.statistics, self.denominator & other.denominator)
 
     def rows(self, index: Int[Tensor, " M"]) -> Keep:
         """The same for some rows."""

@@ -51,7 +51,12 @@ class GradientImprover:
     """Turns groups into a better policy; holds the components' states and counts optimizer steps."""
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, columns: Sequence[Column], schedule: Schedule, weights: Mapping[str, float]
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        columns: Sequence[Column],
+        schedule: Schedule,
+        weights: Mapping[str, float],
     ) -> None:
         self.recipe, self.engine, self.columns, self.schedule, self.weights = recipe, engine, columns, schedule, weights
         self.states: dict[str, State] = initial_states(recipe)
@@ -85,7 +90,11 @@ class GradientImprover:
         count = min(plan.steps_per_pass, len(ids))
         out = []
         for at in range(plan.passes):
-            order = permutation(len(ids), plan.seed, "optimizer steps", step, at) if plan.passes * count > 1 else range(len(ids))
+            order = (
+                permutation(len(ids), plan.seed, "optimizer steps", step, at)
+                if plan.passes * count > 1
+                else range(len(ids))
+            )
             shuffled = [ids[i] for i in order]
             for part in range(count):
                 chosen = torch.tensor(shuffled[part * len(ids) // count : (part + 1) * len(ids) // count])

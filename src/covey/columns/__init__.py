@@ -16,7 +16,9 @@ def providers(needs: Sequence[str], score: Score, temperature: float) -> list[Co
     """The providers of the columns that a recipe needs."""
     for name in needs:
         if name not in PROVIDERS:
-            raise ConfigError("recipe", f"needs the column '{name}', which nothing provides", did_you_mean(name, PROVIDERS))
+            raise ConfigError(
+                "recipe", f"needs the column '{name}', which nothing provides", did_you_mean(name, PROVIDERS)
+            )
     return [PROVIDERS[name](score, temperature) for name in needs]
 
 

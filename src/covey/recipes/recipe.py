@@ -64,13 +64,19 @@ class Recipe(Value):
     def _refuse(self) -> Self:
         reads = getattr(self.surrogate, "reads_ratio", True)
         if reads and self.ratio is None:
-            raise ConfigError("recipe.ratio", f"absent, but surrogate '{self.surrogate.kind}' reads a ratio", "Name one, e.g. token.")
+            raise ConfigError(
+                "recipe.ratio", f"absent, but surrogate '{self.surrogate.kind}' reads a ratio", "Name one, e.g. token."
+            )
         if not reads and self.ratio is not None:
-            raise ConfigError("recipe.ratio", f"surrogate '{self.surrogate.kind}' never reads it", "Leave it out (null).")
+            raise ConfigError(
+                "recipe.ratio", f"surrogate '{self.surrogate.kind}' never reads it", "Leave it out (null)."
+            )
         for field in MANY:
             seen = [part.kind for part in getattr(self, field)]
             if len(set(seen)) < len(seen):
-                raise ConfigError(f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once.")
+                raise ConfigError(
+                    f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
+                )
         check(self)
         return self
 

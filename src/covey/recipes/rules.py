@@ -62,15 +62,19 @@ RULES = (
     Rule(
         "sequence_ratio_token_mean",
         "recipe.weighting",
-        lambda recipe: recipe.ratio is not None and recipe.ratio.kind == "sequence" and recipe.weighting.kind == "token_mean",
+        lambda recipe: (
+            recipe.ratio is not None and recipe.ratio.kind == "sequence" and recipe.weighting.kind == "token_mean"
+        ),
         "a token mean multiplies each sequence's ratio by its length (arXiv 2507.18071 averages over sequences)",
         "Use rollout_mean.",
     ),
     Rule(
         "leave_one_out_with_std",
         "recipe.advantage.scale",
-        lambda recipe: getattr(recipe.advantage, "baseline", "") == "leave_one_out"
-        and getattr(recipe.advantage, "scale", "none") != "none",
+        lambda recipe: (
+            getattr(recipe.advantage, "baseline", "") == "leave_one_out"
+            and getattr(recipe.advantage, "scale", "none") != "none"
+        ),
         "leave-one-out divided by a std is neither unbiased nor normalised",
         "Use scale none, or baseline mean.",
     ),

@@ -59,7 +59,9 @@ class BatchBaseline(Component):
     """
 
     baseline: Literal["mean", "leave_one_out", "moving", "none"] = Field(default="mean", description="what b is")
-    decay: float = Field(default=0.9, ge=0, lt=1, description="share of the old value that a moving baseline keeps per step")
+    decay: float = Field(
+        default=0.9, ge=0, lt=1, description="share of the old value that a moving baseline keeps per step"
+    )
 
     def initial(self) -> State:
         """A moving baseline has not seen a batch yet."""

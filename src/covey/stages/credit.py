@@ -61,7 +61,9 @@ def credit(recipe: Recipe, batch: Batch, states: States) -> tuple[Credited, dict
         correction = correction * call(part, after, batch)
     columns = {**batch.columns, "correction": correction}
     credited = Credited(
-        **{**vars(batch), "columns": columns}, advantage=masked(advantage, batch.mask), weight=torch.zeros_like(correction)
+        **{**vars(batch), "columns": columns},
+        advantage=masked(advantage, batch.mask),
+        weight=torch.zeros_like(correction),
     )
     return credited, after, measure(credited)
 

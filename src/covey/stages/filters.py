@@ -36,7 +36,9 @@ class Varied(Component):
     """Takes groups with all-equal scores out of the loss and, if asked, out of the denominators."""
 
     tolerance: float = Field(default=0.0, ge=0, description="largest max - min that still counts as all equal")
-    denominator: Literal["all", "kept"] = Field(default="all", description="whether dropped rows still count in denominators")
+    denominator: Literal["all", "kept"] = Field(
+        default="all", description="whether dropped rows still count in denominators"
+    )
 
     def __call__(self, batch: Batch) -> Keep:
         """Keep rows of groups whose scores differ."""

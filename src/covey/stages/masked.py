@@ -20,9 +20,7 @@ def broadcast(per_row: Float[Tensor, " N"], mask: Bool[Tensor, "N T"]) -> Float[
     return masked(per_row[:, None].expand(mask.shape), mask)
 
 
-def log_ratio(
-    new: Float[Tensor, "N T"], old: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
-) -> Float[Tensor, "N T"]:
+def log_ratio(new: Float[Tensor, "N T"], old: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     """log(new/old) per token, 0 where masked, clamped to +-20: masking comes before any `exp`."""
     return masked(new - old, mask).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 

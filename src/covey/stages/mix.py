@@ -30,7 +30,9 @@ class WeightedSum(Component):
     an unscorable component of non-zero weight has score NaN: it gets no credit and stays out of all statistics.
     """
 
-    weights: Mapping[str, float] = Field(default_factory=dict, description="weight per reward component; others as declared")
+    weights: Mapping[str, float] = Field(
+        default_factory=dict, description="weight per reward component; others as declared"
+    )
     shaping: tuple[Component, ...] = Field(default=(), description="terms added to the score")
 
     @field_validator("shaping", mode="before")
@@ -44,7 +46,9 @@ class WeightedSum(Component):
         for name in self.weights:
             if name not in batch.reward_names:
                 raise ConfigError(
-                    f"recipe.mix.weights.{name}", "the reward has no such component", did_you_mean(name, batch.reward_names)
+                    f"recipe.mix.weights.{name}",
+                    "the reward has no such component",
+                    did_you_mean(name, batch.reward_names),
                 )
         declared = zip(batch.reward_names, batch.reward_weights, strict=True)
         weight = torch.tensor([self.weights.get(name, own) for name, own in declared], dtype=torch.float64)
@@ -63,7 +67,9 @@ class SoftOverlong(Shaping):
     A share of 0 is a hard step at the budget: -factor for len > L.
     """
 
-    cache_share: float = Field(default=0.2, ge=0, lt=1, description="share of the token budget in which the punishment grows")
+    cache_share: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the token budget in which the punishment grows"
+    )
     factor: float = Field(default=1.0, gt=0, description="largest punishment, in units of reward")
 
     def __call__(self, batch: Batch) -> Float[Tensor, " N"]:

@@ -44,8 +44,12 @@ class Kl(Penalty):
     """
 
     coef: float = Field(default=0.04, gt=0, description="the factor of the KL term (beta)")
-    estimator: Estimator = Field(default="k3", description="which estimator; see covey.stages.kl for the gradient of each")
-    to: Literal["reference", "old"] = Field(default="reference", description="the policy that the divergence is measured to")
+    estimator: Estimator = Field(
+        default="k3", description="which estimator; see covey.stages.kl for the gradient of each"
+    )
+    to: Literal["reference", "old"] = Field(
+        default="reference", description="the policy that the divergence is measured to"
+    )
 
     def columns(self) -> tuple[str, ...]:
         """`ref_logp` when the divergence is to the reference."""

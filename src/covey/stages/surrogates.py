@@ -34,7 +34,9 @@ class Clip(Surrogate):
 
     low: float = Field(default=0.2, ge=0, le=1, description="how far the ratio may fall below 1")
     high: float = Field(default=0.2, ge=0, description="how far the ratio may rise above 1")
-    dual: float = Field(default=0.0, ge=0, description="bound on the ratio where the advantage is negative; 0: unbounded")
+    dual: float = Field(
+        default=0.0, ge=0, description="bound on the ratio where the advantage is negative; 0: unbounded"
+    )
 
     def __call__(self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """The gain [N T]."""

@@ -98,5 +98,7 @@ class Constant(_PerUnit):
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
         units = _units(self.ids(batch), batch.keep.denominator)
-        constant = batch.limit.double() if self.divisor == 0 else torch.full((batch.size,), float(self.divisor)).double()
+        constant = (
+            batch.limit.double() if self.divisor == 0 else torch.full((batch.size,), float(self.divisor)).double()
+        )
         return _per_row(batch, divide(torch.ones(batch.size, dtype=torch.float64), constant * units))
