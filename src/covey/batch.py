@@ -43,7 +43,8 @@ class Batch:
     `mask[i, t]` says that the policy chose token t of row i; it speaks of *predicting* token t (the shift happens once, in the
     engine). Log-probabilities are 0 where the mask is False. `group` and `rollout` are ids (never positions); the prompt of a
     row is `prompts[group[i]]`. `limit` is the row's token budget, `stop` an index into `covey.types.STOPS`. A reward that could
-    not be scored is NaN; `reward_weights` are the weights that the reward itself declares. `columns` holds named data per row or token (ref_logp, entropy, tags ...).
+    not be scored is NaN; `reward_weights` are the weights that the reward itself
+    declares. `columns` holds named data per row or token (ref_logp, entropy, tags ...).
     """
 
     prompts: Mapping[int, tuple[int, ...]]

@@ -1,6 +1,7 @@
 """GRPO (arXiv 2402.03300): rewards are normalised inside each prompt's group, no critic; the parent of most other recipes.
 
-A = (R - mean_group) / (std_group + eps);  loss = mean over responses of the token mean of -min(rho A, clip(rho, 1 -+ 0.2) A) + 0.04 k3.
+A = (R - mean_group) / (std_group + eps);
+loss = mean over responses of the token mean of -min(rho A, clip(rho, 1 -+ 0.2) A) + 0.04 k3.
 """
 
 from covey.recipes.recipe import Recipe

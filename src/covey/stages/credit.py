@@ -69,7 +69,9 @@ def credit(recipe: Recipe, batch: Batch, states: States) -> tuple[Credited, dict
 
 
 def weigh(recipe: Recipe, step: Credited) -> Credited:
-    """Form the weights of one optimizer step (whole groups): of the gain with filters and corrections, of each penalty without."""
+    """Form the weights of one optimizer step (whole groups): of the gain with
+    filters and corrections, of each penalty without.
+    """
     weight = recipe.weighting(step) * step.columns["correction"]  # type: ignore[operator]
     plain = step.with_(keep=Keep.all(step.size))
     penalty_weight = {part.kind: part.weighting(plain) for part in recipe.penalties}  # type: ignore[attr-defined]
