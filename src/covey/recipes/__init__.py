@@ -14,11 +14,21 @@ DEFAULT = "dr_grpo"
 
 
 @cache
-def _all() -> dict[str, Recipe]:
-    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = [value for module in modules for value in vars(module).values() if isinstance(value, Recipe)]
-    found += [entry.load() for entry in entry_points(group="covey.recipes")]
-    return {recipe.name: recipe for recipe in sorted(found, key=lambda recipe: recipe.name)}
+def _all() -> dict[str, tuple[Recipe, str]]:
+    """Recipes by name, each with the docstring of its module. In our own files the value bears the file's name."""
+    modules = {info.name: import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+    found = [(getattr(module, stem, None), module.__doc__) for stem, module in modules.items()]
+    found += [(entry.load(), import_module(entry.module).__doc__) for entry in entry_points(group="covey.recipes")]
+    out: dict[str, tuple[Recipe, str]] = {}
+    for recipe, doc in found:
+        if not isinstance(recipe, Recipe):
+            continue
+        if recipe.name in out:
+            raise ConfigError(
+                "recipe", f"two recipes are called '{recipe.name}'", "Give the installed one another name."
+            )
+        out[recipe.name] = (recipe, (doc or "").strip())
+    return dict(sorted(out.items()))
 
 
 def names() -> list[str]:
@@ -30,16 +40,13 @@ def get(name: str) -> Recipe:
     """The recipe of that name."""
     if name not in _all():
         raise ConfigError("recipe", f"there is no recipe '{name}'", did_you_mean(name, names()))
-    return _all()[name]
+    return _all()[name][0]
 
 
 def describe(name: str) -> str:
     """The docstring of the recipe's file: paper, difference from its parent, formula."""
-    for info in pkgutil.iter_modules(__path__):
-        module = import_module(f"{__name__}.{info.name}")
-        if any(isinstance(value, Recipe) and value.name == name for value in vars(module).values()):
-            return (module.__doc__ or "").strip()
-    return ""
+    get(name)
+    return _all()[name][1]
 
 
 __all__ = ["DEFAULT", "Recipe", "describe", "get", "names"]
