@@ -77,6 +77,10 @@ class Recipe(Value):
                 raise ConfigError(
                     f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
                 )
+        if self.objective is not None and self.penalties:
+            raise ConfigError(
+                "recipe.penalties", f"objective '{self.objective.kind}' never reads them", "Leave them out ([])."
+            )
         check(self)
         return self
 
@@ -93,8 +97,9 @@ class Recipe(Value):
         return (*(() if self.ratio is None else (self.ratio,)), self.surrogate, *self.penalties)
 
     def needs(self) -> tuple[str, ...]:
-        """The columns that its components need, without repeats."""
-        return tuple(dict.fromkeys(name for part in self.components() for name in part.columns()))
+        """The columns that its components, and the components inside these, need; without repeats."""
+        parts = [inner for part in self.components() for inner in _nested(part)]
+        return tuple(dict.fromkeys(name for part in parts for name in part.columns()))
 
     def but(self, **changes: Any) -> Recipe:
         """A recipe with changes: keys are fields or dotted paths (`"surrogate.low"`, `"penalties.kl.coef"`).
@@ -133,10 +138,25 @@ def _stage(field: str, value: Any) -> Any:
     where = f"recipe.{field}"
     if field in MANY:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(build(STAGES[field], item, where) for item in items)
+        return tuple(build(STAGES[field], item, f"{where}.{_kind(item)}") for item in items)
     if value is None and field in ("ratio", "objective"):
         return None
     return build(STAGES[field], value, where)
+
+
+def _kind(item: Any) -> str:
+    """The kind by which a member of a tuple is addressed."""
+    return str(item.get("kind", "?") if isinstance(item, Mapping) else getattr(item, "kind", item))
+
+
+def _nested(part: Component) -> Iterator[Component]:
+    """A component and all components among its fields."""
+    yield part
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Component):
+                yield from _nested(inner)
 
 
 def _changed(value: Any, path: list[str], new: Any, where: str) -> Any:
@@ -145,14 +165,15 @@ def _changed(value: Any, path: list[str], new: Any, where: str) -> Any:
         return new
     data = dict(value) if isinstance(value, Mapping) else _fields(value)
     head, rest, place = path[0], path[1:], f"{where}.{path[0]}"
-    if head not in data:
-        owner = data["kind"] if "kind" in data else type(value).__name__
+    open_ended = where != "recipe" and "kind" not in data  # a mapping field, such as weights by name
+    if head not in data and not (open_ended and not rest):
+        owner = data.get("kind", "Recipe" if where == "recipe" else "it")
         raise ConfigError(place, f"{owner} has no field '{head}'", did_you_mean(head, data))
     if not rest:
         return {**data, head: _stage(head, new) if place == f"recipe.{head}" and head in STAGES else new}
     inner = data[head]
     if isinstance(inner, (tuple, list)):
-        kinds = [member["kind"] if isinstance(member, Mapping) else member.kind for member in inner]
+        kinds = [_kind(member) for member in inner]
         if rest[0] not in kinds:
             raise ConfigError(f"{place}.{rest[0]}", f"no member of kind '{rest[0]}'", did_you_mean(rest[0], kinds))
         at = kinds.index(rest[0])
