@@ -51,6 +51,10 @@ def _uses_importance(recipe: Recipe) -> bool:
     return bool(recipe.corrections) or getattr(recipe.ratio, "anchor", "") == "sampled"
 
 
+def _corrects_twice(recipe: Recipe) -> bool:
+    return bool(recipe.corrections) and getattr(recipe.ratio, "anchor", "") == "sampled"
+
+
 RULES = (
     Rule(
         "k1_as_loss",
@@ -84,6 +88,13 @@ RULES = (
         lambda recipe: 0 < getattr(recipe.surrogate, "dual", 0.0) <= 1 + getattr(recipe.surrogate, "high", 0.0),
         "a dual bound within the clip range takes the gradient of unclipped tokens (arXiv 1912.09729 asks for dual > 1 + high)",
         "Use a bound such as 3.",
+    ),
+    Rule(
+        "corrected_twice",
+        "recipe.corrections",
+        _corrects_twice,
+        "a ratio anchored at the sampler already holds the factor old / sampled",
+        "Use anchor old, or no correction.",
     ),
 )
 
