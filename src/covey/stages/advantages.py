@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from covey.batch import Batch
+from covey.errors import ConfigError
 from covey.registry import Component, State, component
 from covey.stages.masked import broadcast, compact, divide, masked, moments_by, sum_by
+
+Part = TypeVar("Part", bound=Component)
+
+
+def _refuse_unread(part: Part, choice: str, *names: str) -> Part:
+    """The part itself; refused if options that nobody reads under this choice differ from their defaults."""
+    for name in names:
+        if getattr(part, name) != type(part).model_fields[name].default:
+            raise ConfigError(f"recipe.advantage.{name}", f"nobody reads it with {choice}", "Leave it out.")
+    return part
 
 
 @component("advantage", "group_norm")
@@ -27,6 +38,10 @@ class GroupNorm(Component):
     scale: Literal["none", "group", "batch"] = Field(default="group", description="what the difference is divided by")
     ddof: Literal[0, 1] = Field(default=1, description="1: unbiased variance; 0: population variance")
     eps: float = Field(default=1e-6, ge=0, description="added to the std after the square root")
+
+    @model_validator(mode="after")
+    def _read(self) -> GroupNorm:
+        return _refuse_unread(self, "scale=none", "ddof", "eps") if self.scale == "none" else self
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The advantage [N T]."""
@@ -63,6 +78,10 @@ class BatchBaseline(Component):
         default=0.9, ge=0, lt=1, description="share of the old value that a moving baseline keeps per step"
     )
 
+    @model_validator(mode="after")
+    def _read(self) -> BatchBaseline:
+        return self if self.baseline == "moving" else _refuse_unread(self, f"baseline={self.baseline}", "decay")
+
     def initial(self) -> State:
         """A moving baseline has not seen a batch yet."""
         return {"baseline": None} if self.baseline == "moving" else {}
@@ -75,7 +94,10 @@ class BatchBaseline(Component):
         if self.baseline == "none":
             return broadcast(score, batch.mask)
         if self.baseline == "moving":
-            before = mean if not state or state["baseline"] is None else torch.tensor(state["baseline"]).double()
+            seen = (state or self.initial())["baseline"]
+            if n == 0:  # nothing was measured: the average stays as it is
+                return broadcast(score, batch.mask), {"baseline": seen}
+            before = mean if seen is None else torch.tensor(seen, dtype=torch.float64)
             after = self.decay * before + (1 - self.decay) * mean
             return broadcast(masked(score - before, member), batch.mask), {"baseline": float(after)}
         centered = masked(score - mean, member)
