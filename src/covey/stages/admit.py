@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pydantic import Field
 
+from covey.errors import ConfigError, did_you_mean
 from covey.registry import Component, component
 from covey.types import Group
 
@@ -36,16 +35,24 @@ class Informative(Admission):
     outcome: str = Field(
         default="first", description="reward component that decides; 'first' is the reward's first one"
     )
+
+    def component(self, group: Group) -> str | None:
+        """The name of the deciding component; None if no rollout of the group was scored in full, which hides the first."""
+        if self.outcome == "first":
+            whole = (rollout.rewards for rollout in group.rollouts if rollout.rewards and not rollout.failures)
+            return next((next(iter(rewards)) for rewards in whole), None)
+        known = {name for rollout in group.rollouts for name in (*rollout.rewards, *rollout.failures)}
+        if known and self.outcome not in known:
+            where = "recipe.admit.informative.outcome"
+            raise ConfigError(where, f"the reward has no component '{self.outcome}'", did_you_mean(self.outcome, known))
+        return self.outcome
+
     tolerance: float = Field(default=0.0, ge=0, description="largest max - min that still counts as all equal")
 
     def admits(self, group: Group) -> bool:
         """True if the scored outcomes of the group are not all equal."""
-        outcomes = [
-            value for rollout in group.rollouts if (value := outcome(rollout.rewards, self.outcome)) is not None
-        ]
+        name = self.component(group)
+        if name is None:
+            return False
+        outcomes = [rollout.rewards[name] for rollout in group.rollouts if name in rollout.rewards]
         return len(outcomes) > 1 and max(outcomes) - min(outcomes) > self.tolerance
-
-
-def outcome(rewards: Mapping[str, float], name: str) -> float | None:
-    """The reward component that says right or wrong; None if it could not be scored."""
-    return next(iter(rewards.values()), None) if name == "first" else rewards.get(name)
