@@ -61,7 +61,7 @@ def component(stage: str, kind: str) -> Callable[[AnyComponent], AnyComponent]:
 
     def register(cls: AnyComponent) -> AnyComponent:
         taken = _REGISTRY.setdefault(stage, {}).get(kind)
-        if taken is not None and taken.__qualname__ != cls.__qualname__:
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(f"{stage}.{kind}", f"already registered by {taken.__module__}", "Choose another kind.")
         cls.stage, cls.kind = stage, kind
         _REGISTRY[stage][kind] = cls
@@ -97,7 +97,7 @@ def build(stage: str, value: Any, where: str) -> Component:
     options, kind = dict(value), value["kind"]
     del options["kind"]
     known = kinds(stage)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(where, f"there is no {stage} '{kind}'", did_you_mean(str(kind), known))
     try:
         return known[kind](**options)
@@ -113,6 +113,8 @@ def explain(error: ValidationError, where: str, cls: type[BaseModel]) -> ConfigE
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         return ConfigError(place, f"{cls.__name__} has no field '{name}'", did_you_mean(name, cls.model_fields))
+    if first["type"] == "missing":
+        return ConfigError(place, "absent", f"{cls.__name__} needs it.")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
