@@ -12,7 +12,7 @@ _MASK = (1 << 64) - 1
 
 def key(*parts: str | int) -> int:
     """A 64-bit key of (seed, purpose, prompt id, visit, sample index ...); distinct tuples give independent keys."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\x1f".join(f"{type(part).__name__}:{part}".replace("\x1f", "\x1f ") for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
