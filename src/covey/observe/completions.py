@@ -10,6 +10,9 @@ from rich.text import Text
 from covey.observe.plain import clean, shorten
 from covey.types import Group, Rollout
 
+_FIXED = 16 + len("advantage") + len("length")
+"""Columns of the table besides prompt, response and reward: frame, padding, advantage and stop."""
+
 
 def completions(
     groups: Sequence[Group],
@@ -27,8 +30,10 @@ def completions(
     table = Table(title=Text(title), title_justify="left", expand=False, padding=(0, 1))
     for head in ("prompt", "response", "reward", "advantage", "stop"):
         table.add_column(head, justify="right" if head in ("reward", "advantage") else "left", overflow="fold")
-    room = max(24, width - 50)
-    for group, place in choose(groups, rows):
+    chosen = choose(groups, rows)
+    rewards = [len(_rewards(group.rollouts[place])) for group, place in chosen]
+    room = max(24, width - _FIXED - max([*rewards, len("reward")]))
+    for group, place in chosen:
         rollout = group.rollouts[place]
         asked = group.prompt.messages[-1].content if group.prompt.messages else group.prompt.id
         credit = advantages.get(group.id, ())
@@ -53,6 +58,11 @@ def choose(groups: Sequence[Group], rows: int) -> list[tuple[Group, int]]:
     return chosen[:rows]
 
 
+def signal(groups: Sequence[Group]) -> tuple[int, int]:
+    """How many groups have rewards that differ, of how many."""
+    return sum(bool(group.rollouts) and _spread(group) > 0 for group in groups), len(groups)
+
+
 def _worth(rollout: Rollout) -> float:
     return sum(rollout.rewards.values())
 
@@ -63,9 +73,9 @@ def _spread(group: Group) -> float:
 
 
 def _rewards(rollout: Rollout) -> str:
-    parts = [
-        f"{value:.3g}" if len(rollout.rewards) == 1 else f"{clean(name)} {value:.3g}"
-        for name, value in rollout.rewards.items()
-    ]
+    """The outcome (first component), then what else is not 0 by name, then what failed."""
+    values = list(rollout.rewards.items())
+    parts = [f"{value:.3g}" for _, value in values[:1]]
+    parts += [f"{clean(name)} {value:.3g}" for name, value in values[1:] if value]
     parts += [f"{clean(name)} failed" for name in rollout.failures]
     return ", ".join(parts)

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from covey.observe import health
-from covey.observe.completions import completions
+from covey.observe.completions import completions, signal
 from covey.observe.line import Field, bar, count, duration, fields, fit
 from covey.observe.plain import clean
 from covey.types import Group
@@ -45,10 +45,14 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rhythm:
-    """How often something is shown, in steps: lines where there is no terminal, completions, a finding that stays."""
+    """How often something is shown, in steps: lines where there is no terminal, completions, a finding that stays.
+
+    `rows` is the length of the completions table; `completions` None shows none.
+    """
 
     plain: int = 10
-    completions: int = 25
+    completions: int | None = 20
+    rows: int = 4
     health: int = 50
 
 
@@ -122,11 +126,11 @@ class Console:
             del self._history[health.WINDOW]
         if self.quiet:
             return
-        self._show_line(n, values)
+        self._show_line(n, values, signal(groups) if groups else None)
         self._show_health(n)
-        if groups and self.terminal.is_terminal and n % self.rhythm.completions == 0:
-            width, title = self.terminal.width, f"samples of step {n}"
-            self._print(completions(groups, advantages or {}, title=title, width=width, ascii_only=self.ascii_only))
+        every = self.rhythm.completions
+        if groups and every and self.terminal.is_terminal and n % every == 0:
+            self._show_completions(n, groups, advantages or {})
 
     def evaluation(self, record: Mapping[str, float], step: int) -> None:
         """Show an evaluation after `step` steps: accuracy since the first one, its 95 % interval, then every set."""
@@ -168,19 +172,19 @@ class Console:
         self._times.append(values.get("time/step_s", now - self._mark))
         self._mark = now
 
-    def _pieces(self, n: int, values: Mapping[str, float]) -> list[Field]:
-        info, seconds = self._info, math.fsum(self._times) / len(self._times)
-        steps, prompts = (info.steps, info.prompts) if info else (n, 0)
+    def _pieces(self, n: int, values: Mapping[str, float], groups: tuple[int, int] | None) -> list[Field]:
+        seconds = math.fsum(self._times) / len(self._times)
+        steps = self._info.steps if self._info else n
         shown = f"step {n:>{len(str(steps))}}/{steps}"
         pieces = [Field(shown, -2, "cyan")]
         if self.terminal.is_terminal:
             pieces.append(Field(bar(n, steps, ascii_only=self.ascii_only), 8, "cyan"))
-        pieces += fields(values, first=self._first, prompts=prompts, seconds=seconds)
+        pieces += fields(values, first=self._first, signal=groups, seconds=seconds)
         left = f"{duration(seconds * (steps - n))} left" if n < steps else "last step"
         return [*pieces, Field(left, 1)]
 
-    def _show_line(self, n: int, values: Mapping[str, float]) -> None:
-        pieces, info = self._pieces(n, values), self._info
+    def _show_line(self, n: int, values: Mapping[str, float], groups: tuple[int, int] | None) -> None:
+        pieces, info = self._pieces(n, values, groups), self._info
         if not self.terminal.is_terminal:
             if n % self.rhythm.plain == 0 or n == 1 or (info and n in (info.steps, info.first + 1)):
                 self._print(Text("  ".join(piece.text for piece in pieces)))
@@ -191,10 +195,20 @@ class Console:
             self._live.start(refresh=True)
         self._live.update(line, refresh=True)
 
+    def _show_completions(self, n: int, groups: Sequence[Group], advantages: Mapping[str, Sequence[float]]) -> None:
+        table = completions(
+            groups,
+            advantages,
+            title=f"samples of step {n}",
+            rows=self.rhythm.rows,
+            width=self.terminal.width,
+            ascii_only=self.ascii_only,
+        )
+        self._print(table)
+
     def _show_health(self, n: int) -> None:
-        """A finding is shown when it appears, and again after a while if it stays."""
+        """A finding is shown when it appears, and not again for a while, even if it comes and goes."""
         found = {finding.code: finding for finding in health.check(self._history)}
-        self._told = {code: step for code, step in self._told.items() if code in found}
         for code, finding in found.items():
             if n - self._told.get(code, -self.rhythm.health) >= self.rhythm.health:
                 self._told[code] = n
@@ -202,12 +216,12 @@ class Console:
 
 
 def describe(record: Mapping[str, float], before: Mapping[str, float] | None, *, ascii_only: bool = False) -> str:
-    """An evaluation on one line: `accuracy 0.31 -> 0.83 (200 problems, 95 % interval 0.79 to 0.87)`, then sets."""
+    """An evaluation on one line: `accuracy 0.31 -> 0.83 (200 problems, 95% interval 0.79 to 0.87)`, then sets."""
     arrow = "->" if ascii_only else "→"
     parts = []
     if "eval/accuracy" in record:
         was = f"{before['eval/accuracy']:.2f} {arrow} " if before and "eval/accuracy" in before else ""
-        span = f"95 % interval {record.get('eval/low', math.nan):.2f} to {record.get('eval/high', math.nan):.2f}"
+        span = f"95% interval {record.get('eval/low', math.nan):.2f} to {record.get('eval/high', math.nan):.2f}"
         problems = f"{record.get('eval/problems', math.nan):.0f} problems"
         parts.append(f"accuracy {was}{record['eval/accuracy']:.2f} ({problems}, {span})")
     sets = {

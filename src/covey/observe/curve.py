@@ -38,13 +38,12 @@ class Curve:
 
     @property
     def smooth(self) -> tuple[Point, ...]:
-        """The reward as a centred moving mean over about a twentieth of the run, narrower at both ends."""
-        reach = len(self.reward) // 40
+        """The reward as a moving mean over about a fifteenth of the run; at the ends over the half that is there."""
+        reach = len(self.reward) // 30
         values = [value for _, value in self.reward]
         means = []
         for place, (step, _) in enumerate(self.reward):
-            near = min(reach, place, len(values) - 1 - place)
-            window = values[place - near : place + near + 1]
+            window = values[max(0, place - reach) : place + reach + 1]
             means.append((step, math.fsum(window) / len(window)))
         return tuple(means)
 

@@ -110,7 +110,7 @@ def entropy_collapse(history: History) -> Finding | None:
         _mean([row.get("entropy/mean", math.nan) for row in history[:WINDOW]]),
         _mean(_last(history, "entropy/mean")),
     )
-    solved = _mean(_last(history, "reward/solved") or _last(history, "reward/mean"))
+    solved = _mean(_last(history, "reward/correct") or _last(history, "reward/mean"))
     if len(history) <= WINDOW or not last < 0.1 * first or not solved < 0.9:
         return None
     seen = f"entropy fell from {first:.2f} to {last:.3f} nats per token while {solved:.0%} is solved"
@@ -126,7 +126,7 @@ def reward_failures(history: History) -> Finding | None:
         return None
     return Finding(
         "reward-failures",
-        f"{failed:g} rollouts could not be scored",
+        f"{failed:.0%} of the rollouts could not be scored",
         "Their reasons stand under `failures` in rollouts/.",
     )
 
@@ -162,10 +162,20 @@ def mismatch(history: History) -> Finding | None:
     )
 
 
+def short_step(history: History) -> Finding | None:
+    """Sampling again and again did not fill the step."""
+    missing = _now(history, "admit/missing")
+    if not missing > 0:
+        return None
+    seen = f"the step has {missing:g} groups less than asked: too few were admitted"
+    return Finding("short-step", seen, "Raise max_waves of recipe.admit, or take other problems.")
+
+
 CONDITIONS: tuple[Callable[[History], Finding | None], ...] = (
     equal_groups,
     no_signal,
     little_signal,
+    short_step,
     truncation,
     entropy_collapse,
     reward_failures,

@@ -18,15 +18,18 @@ class Field:
     style: str = ""
 
 
-def fields(values: Mapping[str, float], *, first: Mapping[str, float], prompts: int, seconds: float) -> list[Field]:
+def fields(
+    values: Mapping[str, float], *, first: Mapping[str, float], signal: tuple[int, int] | None, seconds: float
+) -> list[Field]:
     """The pieces of a step's line: reward and its change since `first`, solved, signal, length, entropy, clip, speed.
 
-    `prompts` is P, `seconds` the time of a step (NaN: unknown). A metric that is absent or NaN has no piece.
+    `signal` is (groups with a signal, groups), `seconds` the time of a step (NaN: unknown). A metric that is absent or
+    NaN has no piece.
     """
     found: list[Field | None] = [
         _reward(values.get("reward/mean", math.nan), first.get("reward/mean", math.nan)),
-        _percent("solved", values.get("reward/solved", math.nan), 2),
-        _signal(values, prompts),
+        _percent("solved", values.get("reward/correct", math.nan), 2),
+        Field(f"signal {signal[0]}/{signal[1]}", 3) if signal else None,
         _number("length {:.0f}", values.get("length/mean", math.nan), 6),
         _number("entropy {:.2f}", values.get("entropy/mean", math.nan), 4),
         _percent("clip", values.get("clip/low", 0.0) + values.get("clip/high", math.nan), 7),
@@ -75,13 +78,6 @@ def _reward(value: float, first: float) -> Field | None:
         return None
     change = "" if math.isnan(first) else f" ({value - first:+.2f})"
     return Field(f"reward {value:.2f}{change}", 0, "bold")
-
-
-def _signal(values: Mapping[str, float], prompts: int) -> Field | None:
-    mixed, groups = values.get("group/mixed", math.nan), values.get("admit/kept", float(prompts))
-    if math.isnan(mixed) or math.isnan(groups):
-        return None
-    return Field(f"signal {round(mixed * groups)}/{round(groups)}", 3)
 
 
 def _percent(name: str, value: float, rank: int) -> Field | None:
