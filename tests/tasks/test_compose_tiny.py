@@ -32,6 +32,9 @@ GOLDEN = {
     "I": "abcd fade cab",
 }
 
+BRIDGE = "AB BC CD DE EG GH HK KA"
+HELD = "AD AK BA BE CB CG DC DH ED EK GA GE HB HG KC KH"
+
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_functions_give_the_golden_vectors(name: str) -> None:
@@ -70,8 +73,8 @@ def test_string_split() -> None:
 
 
 def test_pair_split() -> None:
-    assert tiny.pairs("bridge") == tuple("AB BC CD DE EG GH HK KA".split())
-    assert tiny.pairs("held") == tuple("AD AK BA BE CB CG DC DH ED EK GA GE HB HG KC KH".split())
+    assert tiny.pairs("bridge") == tuple(BRIDGE.split(" "))
+    assert tiny.pairs("held") == tuple(HELD.split(" "))
     assert len(tiny.pairs("rl")) == 35
     assert Counter("".join(pair[0] for pair in tiny.pairs("held"))) == dict.fromkeys(tiny.TRAIN_SIDE, 2)
     assert Counter("".join(pair[1] for pair in tiny.pairs("held"))) == dict.fromkeys(tiny.TRAIN_SIDE, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from covey.tasks.arithmetic import Arithmetic
 from covey.tasks.compose import Compose
+from covey.tasks.countdown import Countdown
 
-__all__ = ["Compose"]
+__all__ = ["Arithmetic", "Compose", "Countdown"]

@@ -1,7 +1,7 @@
 """What went wrong in a response to a composed program, by rule: no judge, the first class that fits.
 
-The classes follow arXiv 2509.25123 (correct, composition ignored, trace incomplete, composition misread, atom wrong), with
-`malformed` and `truncated` in front. They exhaust all cases.
+The classes follow arXiv 2509.25123 (correct, composition ignored, trace incomplete, composition misread, atom wrong),
+with `malformed` and `truncated` in front. They exhaust all cases.
 """
 
 from __future__ import annotations

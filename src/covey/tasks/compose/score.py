@@ -1,12 +1,14 @@
-"""What a response to a composed program is worth: `correct` in {0, 1} and `format` in {-1, 0}, with its failure class."""
+"""What a response to a composed program is worth, and its failure class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from covey.registry import Component, component
 from covey.tasks.compose.classes import classify
 from covey.tasks.compose.tiny import Program
+from covey.tasks.scoring import CORRECT_AND_FORMAT, grade
 from covey.types import Prompt, Rollout, Score, Stop
 
 
@@ -17,6 +19,8 @@ class TinyScorer(Component):
     A truncated response is not correct and has `format` -1, as has a malformed one.
     """
 
+    weights: ClassVar[Mapping[str, float]] = CORRECT_AND_FORMAT
+
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, with facts `class` and `trace_ok` and a sentence on what is wrong."""
         return [score_tiny(prompt, rollout) for rollout in rollouts]
@@ -26,8 +30,4 @@ def score_tiny(prompt: Prompt, rollout: Rollout) -> Score:
     """The score of one response to a `tiny` prompt."""
     program = Program("".join(prompt.meta["functions"]), prompt.meta["input"])
     verdict = classify(program, rollout.text, truncated=rollout.stop == Stop.LENGTH)
-    values = {
-        "correct": float(verdict.name == "correct"),
-        "format": -1.0 if verdict.name in ("malformed", "truncated") else 0.0,
-    }
-    return Score(values, facts={"class": verdict.name, "trace_ok": verdict.trace_ok}, detail=verdict.detail)
+    return grade(verdict.name, verdict.detail, trace_ok=verdict.trace_ok)

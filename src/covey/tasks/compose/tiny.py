@@ -1,8 +1,8 @@
 """The string language of a model with a few hundred thousand parameters: twelve functions on strings of 3 or 4 letters.
 
 A program is a chain of one-letter calls, `B(E(abcd))=`, answered by rewriting the innermost call step by step,
-`B(abdc)=fecd.` Everything here is a pure function of its arguments; random items are keyed by (seed, split, level, index,
-attempt), so any item is reached without the ones before it. After the compositional string task of arXiv 2509.25123.
+`B(abdc)=fecd.` Everything here is a pure function of its arguments; random items are keyed by (seed, split, level,
+index, attempt), so any item is reached without the ones before it. After the string task of arXiv 2509.25123.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def join_trace(functions: str, values: Sequence[str]) -> str:
 
 
 def list_sub_values(program: Program) -> set[str]:
-    """The values of all proper sub-chains: any non-empty set of calls removed, all of them (the input itself) included."""
+    """The values of all proper sub-chains: any non-empty set of calls removed, all of them included."""
     whole, parts = program.input, set[str]()
     for name in reversed(program.functions):
         function = FUNCTIONS[name]
@@ -135,7 +135,7 @@ def is_held_pair(pair: str) -> bool:
 
 @cache
 def pairs(sort: str) -> tuple[str, ...]:
-    """Ordered pairs of the train side by sort: `bridge` (8), `held` (16), `rl` (35: living, neither bridge nor held)."""
+    """Ordered pairs of the train side by sort: `bridge` (8), `held` (16), `rl` (35: living, neither of these)."""
     every = ["".join(pair) for pair in product(TRAIN_SIDE, repeat=2)]
     if sort == "bridge":
         return tuple(filter(is_bridge, every))
@@ -147,7 +147,7 @@ def pairs(sort: str) -> tuple[str, ...]:
 
 
 def is_trainable(functions: str) -> bool:
-    """Whether reinforcement learning may show this chain: level 2 RL pairs; above, no held-out pair among neighbours."""
+    """Whether training may show this chain: an RL pair at level 2; above, no held-out pair among neighbours."""
     if not set(functions) <= set(TRAIN_SIDE):
         return True
     if len(functions) == 2:
@@ -183,7 +183,7 @@ EVALUATIONS: dict[str, tuple[str, int, int]] = {
 
 
 def accepts(programs: str, program: Program) -> bool:
-    """Whether a program belongs to the pool `train` (as RL items), `new` (held-out pairs) or `held_out` (functions LMNO)."""
+    """Whether a program is of the pool `train` (RL items), `new` (held-out pairs) or `held_out` (functions LMNO)."""
     if programs == "new":
         return is_held_pair(program.functions) and needs_every_call(program)
     return is_trainable(program.functions) and needs_every_call(program)
@@ -201,8 +201,8 @@ def list_pool(name: str) -> list[Program]:
 def draw_evaluation(seed: int, name: str) -> tuple[Program, ...]:
     """An evaluation set: all programs on test strings ordered by a hash of (seed, set, place), the first that belong.
 
-    The place of a program counts chains (outermost letter most significant), then test strings. The same set is reached by
-    sorting `list_pool`; testing the rules in hash order only saves time.
+    The place of a program counts chains (outermost letter most significant), then test strings. The same set is reached
+    by sorting `list_pool`; testing the rules in hash order only saves time.
     """
     programs, level, size = EVALUATIONS[name]
     side, inputs = HELD_SIDE if programs == "held_out" else TRAIN_SIDE, strings(test=True)
@@ -251,9 +251,9 @@ class Lesson:
 def draw_lesson(seed: int, index: int, *, priming: float, bridge: float, planted: float) -> Lesson:
     """A stage-1 example, drawn by its own counter key.
 
-    With probability `bridge` a bridge pair, whose trace fails on purpose with probability `planted` (one of the two calls
-    treated as the identity); with probability `priming` one function among identities at depth 2-4; else one call alone.
-    The rules hold for the functions other than the identity.
+    With probability `bridge` a bridge pair, whose trace fails on purpose with probability `planted` (one of the two
+    calls treated as the identity); with probability `priming` one function among identities at depth 2-4; else one call
+    alone. The rules hold for the functions other than the identity.
     """
     draws = Draws(seed, "compose-tiny", "stage1", index)
     u = draws.uniform()
