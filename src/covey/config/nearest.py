@@ -1,0 +1,89 @@
+"""The key that was meant: the nearest real key to one that does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ELSEWHERE = {
+    "method": "recipe",
+    "algorithm": "recipe",
+    "loss_type": "recipe",
+    "group_size": "budget.samples_per_prompt",
+    "num_generations": "budget.samples_per_prompt",
+    "rollouts_per_prompt": "budget.samples_per_prompt",
+    "learning_rate": "budget.optimizer.lr",
+    "max_steps": "budget.steps",
+    "num_iterations": "budget.passes_per_batch",
+    "ppo_epochs": "budget.passes_per_batch",
+    "batch_size": "budget.prompts_per_step",
+    "train_batch_size": "budget.prompts_per_step",
+    "micro_batch_size": "engines.tokens_per_slice",
+    "max_completion_length": "budget.sampling.max_tokens",
+    "max_new_tokens": "budget.sampling.max_tokens",
+    "save_steps": "budget.checkpoint_every",
+    "eval_steps": "budget.eval_every",
+    "save_total_limit": "budget.checkpoint_keep",
+    "beta": "recipe.penalties.kl.coef",
+    "kl_coef": "recipe.penalties.kl.coef",
+    "epsilon": "recipe.surrogate.low",
+    "epsilon_low": "recipe.surrogate.low",
+    "epsilon_high": "recipe.surrogate.high",
+    "clip_ratio": "recipe.surrogate.low",
+    "clip_ratio_low": "recipe.surrogate.low",
+    "clip_ratio_high": "recipe.surrogate.high",
+    "model_name_or_path": "model.path",
+    "dataset": "data",
+    "reward_funcs": "reward",
+    "output_dir": "--out",
+    "resume_from_checkpoint": "--resume",
+}
+"""What a setting is called in other libraries -> what it is called here."""
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """A sentence with the key that was meant, or the list of keys to choose from.
+
+    In this order: the name it has here of a setting known from elsewhere, a key that ends in `name`, the fewest typing slips
+    (insertion, deletion, replacement, swap of neighbours) over the whole key or over its last part.
+    """
+    known = list(options)
+    if name in ELSEWHERE:
+        return f"It is called '{ELSEWHERE[name]}' here."
+    endings = [option for option in known if option.endswith(f".{name}")]
+    if endings:
+        return f"Did you mean '{min(endings, key=lambda option: (option.count('.'), option))}'?"
+    best = min(known, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
+    if best is not None and _slips_to(name, best) <= max(1, len(name) // 3):
+        return f"Did you mean '{best}'?"
+    return "See `covey config schema`."
+
+
+def slips(a: str, b: str) -> int:
+    """How many typing slips turn `a` into `b`: insert, delete, replace, swap neighbours (optimal string alignment)."""
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        row = [i]
+        for j, other in enumerate(b, start=1):
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
+
+
+def _slips_to(name: str, option: str) -> int:
+    whole = slips(name, option)
+    tail = option.rpartition(".")[2]
+    # A bare last part costs one slip more, so that a whole key wins where both are as near.
+    return whole if "." in name or tail == option else min(whole, slips(name, tail) + 1)
+
+
+def _common(name: str, option: str) -> int:
+    same = 0
+    for a, b in zip(name, option, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same

@@ -1,0 +1,169 @@
+"""Every key of the configuration as a table and as JSON schema."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from covey import recipes
+from covey.config.values import DEFAULT_TASK, RunConfig
+from covey.recipes.recipe import MANY, STAGES
+from covey.registry import Component, kinds, plain
+
+COMPONENTS = {**{f"recipe.{field}": stage for field, stage in STAGES.items()}, "task": "task", "reward": "reward"}
+"""Paths that hold components -> their stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One key: its path, type, unit, range, default and what it says; `kind` names the component whose option it is."""
+
+    path: str
+    type: str
+    unit: str
+    range: str
+    default: Any
+    description: str
+    kind: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The row as plain data."""
+        return {name: plain(getattr(self, name)) for name in self.__slots__}
+
+
+def list_rows() -> list[Row]:
+    """Every key of a run, in the order of its YAML; options of components are `list_options`."""
+    return list(_walk(RunConfig, ""))
+
+
+def list_options() -> list[Row]:
+    """The options of every registered component, as they are written: `recipe.surrogate.low`, `recipe.penalties.kl.coef`."""
+    rows = []
+    for path, stage in COMPONENTS.items():
+        for kind, cls in sorted(kinds(stage).items()):
+            many = path.partition(".")[2] in MANY
+            prefix = f"{path}.{kind}." if many else f"{path}."
+            rows += [describe(f"{prefix}{name}", info, kind) for name, info in cls.model_fields.items()]
+    return rows
+
+
+def describe(path: str, info: FieldInfo, kind: str = "") -> Row:
+    """The row of one field."""
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, Mapping) else {}
+    return Row(
+        path=path,
+        type=name_type(info.annotation),
+        unit=str(extra.get("unit", "")),
+        range=name_range(info),
+        default=_default(path, info),
+        description=info.description or "",
+        kind=kind,
+    )
+
+
+def name_type(annotation: Any) -> str:
+    """A type in words: `integer`, `number or null`, `one of constant, linear`, `list of text` ..."""
+    simple = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+    if annotation in simple:
+        return simple[annotation]
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return name_type(inner[0])
+    if origin is Literal:
+        return ("one of " if len(inner) > 1 else "") + ", ".join(str(value) for value in inner)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(name_type(part) for part in inner)
+    if origin is tuple:
+        members = [part for part in inner if part is not Ellipsis]
+        return (
+            f"list of {name_type(members[0])}"
+            if Ellipsis in inner
+            else f"list of {len(members)} {name_type(members[0])}s"
+        )
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"mapping to {name_type(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Component):
+        return "component"
+    return getattr(annotation, "__name__", str(annotation)).lower()
+
+
+def name_range(info: FieldInfo) -> str:
+    """The bounds of a field: `>= 1`, `> 0, <= 1`."""
+    signs: tuple[tuple[Any, str, str], ...] = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
+    bounds = [
+        f"{sign} {getattr(item, name)}" for item in info.metadata for cls, name, sign in signs if isinstance(item, cls)
+    ]
+    bounds += [f"at least {item.min_length} long" for item in info.metadata if isinstance(item, MinLen)]
+    patterns = [str(item.pattern) for item in info.metadata if getattr(item, "pattern", None)]
+    return ", ".join(bounds + patterns)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the YAML, for editors: components are a kind's name or a mapping with `kind` and its options."""
+    schema = RunConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for path, stage in COMPONENTS.items():
+        owner = definitions["Recipe"] if path.startswith("recipe.") else schema
+        field = path.rpartition(".")[2]
+        one = _component_schema(stage, definitions)
+        holder = owner["properties"][field]
+        text = {key: holder[key] for key in ("description",) if key in holder}
+        many = {"anyOf": [one, {"type": "array", "items": one}]}
+        owner["properties"][field] = {
+            **(many if field in MANY else {"anyOf": [*one["anyOf"], {"type": "null"}]}),
+            **text,
+        }
+    definitions["Recipe"].pop("required", None)
+    schema["properties"]["recipe"] = {"anyOf": [{"enum": recipes.names()}, {"$ref": "#/$defs/Recipe"}]}
+    schema["properties"]["model"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelConfig"}]}
+    for name, target in (("steps", "steps"), ("seed", "seed")):
+        schema["properties"][name] = definitions["Budget"]["properties"][target]
+    schema["properties"]["data"] = {"type": "string", "description": "file of rows: a task"}
+    schema.pop("required", None)
+    return schema
+
+
+def _component_schema(stage: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    options: list[dict[str, Any]] = [{"type": "string"}]
+    for kind, cls in sorted(kinds(stage).items()):
+        own = cls.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(own.pop("$defs", {}))
+        own["properties"] = {"kind": {"const": kind}, **own.get("properties", {})}
+        own["required"] = ["kind", *own.get("required", [])]
+        definitions[f"{stage}.{kind}"] = own
+        options.append({"$ref": f"#/$defs/{stage}.{kind}"})
+    return {"anyOf": options}
+
+
+def _walk(cls: type[BaseModel], prefix: str) -> Iterator[Row]:
+    for name, info in cls.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, Component):
+            yield from _walk(inner, f"{prefix}{name}.")
+        else:
+            yield describe(f"{prefix}{name}", info)
+
+
+def _default(path: str, info: FieldInfo) -> Any:
+    named: dict[str, Any] = {"name": "RECIPE-TASK", "task": DEFAULT_TASK, "recipe.name": recipes.DEFAULT}
+    if path in named:
+        return named[path]
+    top, _, field = path.partition(".")
+    if top == "recipe" and field in STAGES:
+        return _brief(getattr(recipes.get(recipes.DEFAULT), field))
+    value = info.get_default(call_default_factory=True)
+    return None if value is PydanticUndefined else plain(value)
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [part.kind for part in value]
+    return value.kind if isinstance(value, Component) else value
