@@ -5,5 +5,6 @@ from __future__ import annotations
 from covey.tasks.arithmetic import Arithmetic
 from covey.tasks.compose import Compose
 from covey.tasks.countdown import Countdown
+from covey.tasks.rows import Rows, from_rows
 
-__all__ = ["Arithmetic", "Compose", "Countdown"]
+__all__ = ["Arithmetic", "Compose", "Countdown", "Rows", "from_rows"]
