@@ -50,9 +50,6 @@ class GroupNorm(Component):
         mean, std = moments_by(score, member, index, count, self.ddof)
         size = sum_by(member.double(), index, count)
         centered = masked(score.double() - mean[index], member & (size[index] > 1))
-        # Equal scores: the subtraction may leave rounding, the answer is exactly 0.
-        _, plain_std = moments_by(score, member, index, count, 0)
-        centered = masked(centered, plain_std[index] > 0)
         if self.baseline == "leave_one_out":
             centered = centered * divide(size, size - 1)[index]
         if self.scale == "group":
@@ -89,8 +86,8 @@ class BatchBaseline(Component):
     def __call__(self, batch: Batch, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """The advantage [N T]; with a moving baseline also its new state."""
         score, member = masked(batch.columns["score"].double(), batch.keep.statistics), batch.keep.statistics
-        n = member.sum().double()
-        mean = divide(score.sum(), n)
+        n, everyone = member.sum().double(), torch.zeros_like(batch.group)
+        mean = moments_by(score, member, everyone, 1, 0)[0].squeeze(0)
         if self.baseline == "none":
             return broadcast(score, batch.mask)
         if self.baseline == "moving":
@@ -103,5 +100,4 @@ class BatchBaseline(Component):
         centered = masked(score - mean, member)
         if self.baseline == "leave_one_out":
             centered = centered * divide(n, n - 1)
-        equal = score[member].numel() == 0 or bool(score[member].max() == score[member].min())
-        return broadcast(torch.zeros_like(centered) if equal else centered, batch.mask)
+        return broadcast(centered, batch.mask)

@@ -46,11 +46,18 @@ def spread_by(
     values: Float[Tensor, " N"], member: Bool[Tensor, " N"], index: Int[Tensor, " N"], count: int
 ) -> Float[Tensor, " M"]:
     """max - min of the member values of each id; 0 for an id without members. Exact: decides "all equal" without rounding."""
+    low, high = bounds_by(values, member, index, count)
+    return torch.where(high >= low, high - low, torch.zeros_like(low))
+
+
+def bounds_by(
+    values: Float[Tensor, " N"], member: Bool[Tensor, " N"], index: Int[Tensor, " N"], count: int
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Smallest and largest member value of each id; (inf, -inf) for an id without members."""
     low = torch.full((count,), torch.inf, dtype=torch.float64, device=values.device)
     low = low.scatter_reduce(0, index[member], values.double()[member], "amin")
     high = torch.full((count,), -torch.inf, dtype=torch.float64, device=values.device)
-    high = high.scatter_reduce(0, index[member], values.double()[member], "amax")
-    return torch.where(high >= low, high - low, torch.zeros_like(low))
+    return low, high.scatter_reduce(0, index[member], values.double()[member], "amax")
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -64,12 +71,13 @@ def moments_by(
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     """Mean and standard deviation of the member values of each id, by two passes in float64.
 
-    `std = sqrt(sum (x - mean)^2 / (n - ddof))`; 0 where n <= ddof, and 0 exactly where all members are equal.
+    `std = sqrt(sum (x - mean)^2 / (n - ddof))`; 0 where n <= ddof. Where all members are equal the mean is that very value
+    and the std exactly 0: `value - mean` must not be rounding noise there.
     """
     x = masked(values.double(), member)
     n = count_by(member, index, count)
-    mean = divide(sum_by(x, index, count), n)
+    low, high = bounds_by(values, member, index, count)
+    mean = torch.where(low == high, low, divide(sum_by(x, index, count), n))
     square = sum_by(masked((x - mean[index]) ** 2, member), index, count)
     free = (n - ddof).clamp(min=0)
-    std = divide(square, free).sqrt()
-    return mean, torch.where(spread_by(values, member, index, count) > 0, std, torch.zeros_like(std))
+    return mean, divide(square, free).sqrt()
