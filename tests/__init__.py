@@ -1,0 +1,1 @@
+"""The proof of covey, one folder per ring."""

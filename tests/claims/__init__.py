@@ -1,0 +1,1 @@
+"""What the papers claim, as far as a closed form or an enumeration can say."""

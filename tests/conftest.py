@@ -1,0 +1,26 @@
+"""Settings of all tests: checked shapes in the stages, one thread, reproducible properties."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+# Shapes are promises in covey.stages; they are checked here and cost nothing in a run.
+with install_import_hook("covey.stages", "beartype.beartype"):
+    import covey.stages.credit
+    import covey.stages.objective
+
+import torch
+
+from covey.recipes.recipe import Recipe
+
+# These names exist for type checkers only; beartype looks them up when a function is called.
+covey.stages.credit.Recipe = Recipe  # type: ignore[attr-defined]
+covey.stages.objective.Recipe = Recipe  # type: ignore[attr-defined]
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("default")

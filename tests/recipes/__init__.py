@@ -1,0 +1,1 @@
+"""Proof of the recipes: round trips, refusals, goldens, a toy task each."""

@@ -1,0 +1,1 @@
+"""Proof of the stages: oracles, goldens, properties, finite differences."""
