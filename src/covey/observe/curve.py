@@ -68,7 +68,8 @@ def trace(rows: Iterable[Mapping[str, Any]], *, title: str = "learning curve") -
 
 def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
     """Round numbers that cover low .. high: multiples of 1, 2 or 5 times a power of ten, at most `most` of them."""
-    span = max(high - low, 0.1 * max(1.0, abs(low), abs(high)) if high == low else 0.0)
+    size = max(1.0, abs(low), abs(high))
+    span = high - low if high - low > 1e-6 * size else 0.1 * size
     raw = span / max(1, most - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     for unit in (power, 2 * power, 5 * power, 10 * power, 20 * power):
