@@ -15,16 +15,16 @@ from covey.metrics import Metrics, highest, merge
 from covey.protocols import Column
 from covey.random import permutation
 from covey.recipes.recipe import Recipe
-from covey.registry import State
+from covey.registry import Couples, State
 from covey.stages.credit import credit, initial_states, weigh
 from covey.stages.objective import advance, couples, outputs, reported
-from covey.types import Group, RolloutKey
+from covey.types import Group
 
 
 class Engine(Protocol):
     """What the improver asks of the learner, over all ranks."""
 
-    def update(self, step: Credited, *, couples: str, outputs: Sequence[str], temperature: float, lr: float,
+    def update(self, step: Credited, *, couples: Couples, outputs: Sequence[str], temperature: float, lr: float,
                states: Mapping[str, State]) -> Metrics: ...  # fmt: skip
 
 
@@ -41,10 +41,10 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one improvement did: metrics, and the mean advantage of each rollout."""
+    """What one improvement did: metrics, and the mean advantage of each rollout by group id."""
 
     metrics: Metrics
-    advantages: Mapping[RolloutKey, float] = field(default_factory=dict)
+    advantages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class GradientImprover:
@@ -102,8 +102,7 @@ class GradientImprover:
         return out
 
 
-def _per_rollout(batch: Credited, groups: Sequence[Group]) -> dict[RolloutKey, float]:
-    """The mean advantage over each rollout's tokens."""
-    values = (batch.advantage.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist()
-    keys = [rollout.key for group in groups for rollout in group.rollouts]
-    return dict(zip(keys, values, strict=True))
+def _per_rollout(batch: Credited, groups: Sequence[Group]) -> dict[str, tuple[float, ...]]:
+    """The mean advantage over each rollout's tokens, by group id in the order of its rollouts."""
+    values = iter((batch.advantage.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist())
+    return {group.id: tuple(next(values) for _ in group.rollouts) for group in groups}

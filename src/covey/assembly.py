@@ -1,0 +1,179 @@
+"""The parts of a run, built from its configuration: model, task, engines over all ranks, collector, improver."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from covey.collect.grouped import GroupedCollector, Speech
+from covey.collect.prompts import Prompts
+from covey.columns import providers
+from covey.engines.cluster import Cluster
+from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner
+from covey.engines.loading import LoadedModel, load_model
+from covey.engines.probe import choose_threads
+from covey.engines.sampler import HFSampler
+from covey.engines.schedule import learning_rate
+from covey.engines.scorer import Scorer, verify
+from covey.engines.world import World
+from covey.errors import ConfigError
+from covey.gradient import GradientImprover, Schedule
+from covey.protocols import Reward, Task
+from covey.stages.objective import objective
+from covey.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from covey.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """A task whose own reward is replaced."""
+
+    task: Task
+    reward: Reward
+
+    @property
+    def size(self) -> int | None:
+        """The task's."""
+        return self.task.size
+
+    @property
+    def main_set(self) -> str:
+        """The task's."""
+        return self.task.main_set
+
+    def train(self, seed: int, index: int) -> Prompt:
+        """The task's."""
+        return self.task.train(seed, index)
+
+    def held_out(self, seed: int) -> Mapping[str, Sequence[Prompt]]:
+        """The task's."""
+        return self.task.held_out(seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a run is made of."""
+
+    world: World
+    loaded: LoadedModel
+    task: Task
+    speech: Speech
+    sampling: Sampling
+    cluster: Cluster
+    collector: GroupedCollector
+    improver: GradientImprover
+    threads: int
+    parameters: int
+
+
+def assemble(config: RunConfig, task: Task, world: World) -> Parts:
+    """Build everything that computes, on every rank alike. Raises a one-line error for what cannot work."""
+    loaded = load_model(config.model.path, dtype=config.model.dtype)
+    threads = choose_threads(loaded.model, config.engines.threads)
+    torch.set_num_threads(threads)
+    verify(loaded.model, loaded.tokenizer)
+    sampling = config.budget.sampling.with_stop_ids(loaded.stop_ids)
+    speech = Speech(loaded.render, loaded.decode)
+    _fits(task, config, loaded)
+    cluster = _cluster(config, loaded, world)
+    prompts = Prompts(task, config.budget.seed)
+    collector = GroupedCollector(
+        prompts,
+        cluster.sample,
+        task.reward,
+        speech,
+        samples=config.budget.samples_per_prompt,
+        sampling=sampling,
+        admit=config.recipe.admit,  # type: ignore[arg-type]
+    )
+    return Parts(
+        world=world,
+        loaded=loaded,
+        task=task,
+        speech=speech,
+        sampling=sampling,
+        cluster=cluster,
+        collector=collector,
+        improver=_improver(config, cluster, getattr(task.reward, "weights", {})),
+        threads=threads,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+    )
+
+
+def _cluster(config: RunConfig, loaded: LoadedModel, world: World) -> Cluster:
+    """Learner, sampler and, where the recipe needs one, a frozen reference on every rank.
+
+    Alone, the sampler shares the learner's weights; among many it keeps an unsharded copy that every publish refreshes.
+    """
+    sampled = loaded.model if world.size == 1 else copy.deepcopy(loaded.model)
+    options = config.budget.optimizer
+    references = {}
+    if "ref_logp" in config.recipe.needs():
+        frozen = Scorer(copy.deepcopy(loaded.model).requires_grad_(False))
+        references = {"reference": SlicedScorer(frozen, world=world, tokens_per_slice=config.engines.tokens_per_slice)}
+    learner = TorchLearner(
+        Scorer(loaded.model),
+        world=world,
+        tokens_per_slice=config.engines.tokens_per_slice,
+        gradient_checkpointing=config.engines.gradient_checkpointing,
+        optimizer=OptimizerOptions(
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            max_grad_norm=float("inf") if options.max_grad_norm is None else options.max_grad_norm,
+        ),
+    )
+    return Cluster(
+        world=world,
+        learner=learner,
+        sampler=HFSampler(sampled, tokenizer=loaded.tokenizer, max_rows=config.engines.sampler_rows),
+        objective=lambda live, batch, states: objective(config.recipe, live, batch, states),
+        references=references,
+    )
+
+
+def _improver(config: RunConfig, cluster: Cluster, weights: Mapping[str, float]) -> GradientImprover:
+    budget, options = config.budget, config.budget.optimizer
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            step,
+            lr=options.lr,
+            schedule=options.schedule,
+            warmup_steps=options.warmup_steps,
+            total_steps=budget.optimizer_steps,
+        )
+
+    schedule = Schedule(
+        passes=budget.passes_per_batch,
+        steps_per_pass=budget.optimizer_steps_per_pass,
+        seed=budget.seed,
+        temperature=budget.sampling.temperature,
+        lr=rate,
+    )
+    columns = providers(config.recipe.needs(), cluster.forward, budget.sampling.temperature)
+    return GradientImprover(config.recipe, cluster, columns, schedule, weights)
+
+
+def _fits(task: Task, config: RunConfig, loaded: LoadedModel) -> None:
+    """Refuse prompts that leave no room in the model's context for a response."""
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    first = loaded.render(task.train(config.budget.seed, 0).messages)
+    longest = config.budget.sampling.max_tokens
+    if context is not None and len(first) + longest > context:
+        raise ConfigError(
+            "budget.sampling.max_tokens",
+            f"{longest} response tokens after a prompt of {len(first)} exceed the model's context of {context}",
+            f"Use at most {max(context - len(first), 0)}.",
+        )
+
+
+def with_reward(task: Any, reward: Any) -> Task:
+    """The task, with another reward if one is given."""
+    return task if reward is None else Rewarded(task, reward)

@@ -1,0 +1,328 @@
+"""A run: model + task + recipe + budget + engines, in a folder that tells all about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from covey import checkpoint, files
+from covey.assembly import Parts, assemble, with_reward
+from covey.collect.rows import rows
+from covey.config import RunConfig, resolve
+from covey.engines.world import World
+from covey.errors import ConfigError, DivergedError
+from covey.evaluate.evaluate import Evaluation, Plan, evaluate
+from covey.folder import describe_machine, new_folder
+from covey.interrupt import Interrupt
+from covey.loop import train as loop
+from covey.metrics import Metrics, values
+from covey.observe.console import Console, Rhythm, RunInfo
+from covey.observe.show import write_curve
+from covey.observe.sinks import JsonlSink, RunSink
+from covey.random import key
+from covey.tasks.rows import from_rows
+from covey.types import Group, Request, Rollout, RolloutKey, Sampling
+
+if TYPE_CHECKING:
+    from covey.collect.grouped import GroupedCollector
+    from covey.gradient import GradientImprover
+
+CANARY_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5}
+"""Largest gap in nats between sampler and learner on the canary after a publish, at temperature 1 and above."""
+SKIPS_IN_A_ROW = 3
+"""Optimizer steps with a non-finite gradient, one after another, after which a run stops."""
+
+
+class Run:
+    """A run in its folder: `run.yaml`, `metrics.jsonl`, `timings.jsonl`, `rollouts/`, `checkpoints/`, `model/`.
+
+    Made by `start` or `covey.train`. `step` counts finished steps, `interrupted` says that it stopped before its budget.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, parts: Parts, console: Console) -> None:
+        self.config, self.folder, self.parts, self.console = config, folder, parts, console
+        self.step = 0
+        self.interrupt = Interrupt()
+        self.interrupted = False
+        self.evaluations: dict[int, Evaluation] = {}
+        self.sink = RunSink(folder)
+        self.ledger = JsonlSink(folder / "ledger.jsonl")
+        self._resumed = False
+        self._skips = 0
+        self._mark = time.monotonic()
+
+    @property
+    def collector(self) -> GroupedCollector:
+        """Turns prompts into groups."""
+        return self.parts.collector
+
+    @property
+    def improver(self) -> GradientImprover:
+        """Turns groups into a better policy."""
+        return self.parts.improver
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Groups of a step."""
+        return self.config.budget.prompts_per_step
+
+    @property
+    def model(self) -> Path:
+        """The trained model: an ordinary transformers folder."""
+        return self.folder / "model"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of `metrics.jsonl` so far."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    async def begin(self) -> None:
+        """Show the header, give the sampler the weights, and measure where the policy stands."""
+        budget, parts = self.config.budget, self.parts
+        self.console.start(
+            RunInfo(
+                recipe=self.config.recipe.name,
+                model=self.config.model.path,
+                task=self.config.task.kind,
+                folder=self.folder,
+                steps=budget.steps,
+                prompts=budget.prompts_per_step,
+                samples=budget.samples_per_prompt,
+                first=self.step,
+                parameters=parts.parameters,
+                threads=parts.threads,
+            )
+        )
+        self.publish(self.step)
+        if not self._resumed:
+            self.evaluate()
+        self._mark = time.monotonic()
+
+    def remaining(self) -> Iterator[int]:
+        """The steps that are left, until the budget ends or an interrupt asks to stop."""
+        while self.step < self.config.budget.steps and not self.interrupt.asked:
+            yield self.step
+        self.interrupted = self.step < self.config.budget.steps
+
+    def publish(self, version: int) -> None:
+        """Give the samplers the learner's weights, and stop the run if they did not arrive."""
+        self.parts.cluster.publish(version)
+        gap = self._canary_gap()
+        config = self.config
+        allowed = CANARY_TOLERANCE[config.model.dtype] * max(1.0, 1 / config.budget.sampling.temperature)
+        if not gap <= allowed:
+            raise DivergedError(
+                f"step {version}",
+                f"sampler and learner differ by {gap:.2g} nats on the canary prompt (allowed {allowed:.2g})",
+                "The published weights did not reach the sampler, or they are not finite.",
+            )
+
+    async def report(
+        self, step: int, groups: Sequence[Group], metrics: Metrics, advantages: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Write and show a finished step; evaluate and save when it is their turn."""
+        self.step = step + 1
+        now = time.monotonic()
+        numbers = values(metrics)
+        clocks = {"time/step_s": now - self._mark, "memory/peak_mb": _peak_mb()}
+        self.sink.write("step", {"step": self.step, **numbers, **clocks})
+        self.sink.write_rollouts(self.step, groups, advantages)
+        trained, dropped = [group.id for group in groups], self.collector.dropped
+        self.ledger.append(
+            {"step": self.step, "cursor": self.collector.prompts.cursor, "trained": trained, "dropped": dropped}
+        )
+        self.console.step(self.step, {**numbers, **clocks}, groups, advantages)
+        self._stop_if_diverged(numbers)
+        budget = self.config.budget
+        if budget.eval_every and self.step % budget.eval_every == 0 and self.step < budget.steps:
+            self.evaluate()
+        if budget.checkpoint_every and self.step % budget.checkpoint_every == 0 and self.step < budget.steps:
+            self.save()
+        self._mark = time.monotonic()
+
+    async def end(self) -> None:
+        """Evaluate unless interrupted, save, write the model folder and the learning curve."""
+        if not self.interrupted and self.step not in self.evaluations:
+            self.evaluate()
+        self.save()
+        if not self.interrupted:
+            files.write_folder(self.model, self._model_writer())
+        self.console.finish(
+            step=self.step, outcome="interrupted" if self.interrupted else "done", chart=write_curve(self.folder)
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Ask the held-out problems at temperature 1 and write what came of it."""
+        budget, parts = self.config.budget, self.parts
+        plan = Plan(seed=budget.seed, samples=budget.eval_samples, problems=budget.eval_problems)
+        sampling = Sampling(
+            max_tokens=parts.sampling.max_tokens, stop_ids=parts.sampling.stop_ids, stop=parts.sampling.stop
+        )
+        found = evaluate(
+            parts.cluster,  # type: ignore[arg-type]
+            parts.task,
+            plan,
+            sampling=sampling,
+            render=parts.speech.render,
+            decode=parts.speech.decode,
+        )
+        self.evaluations[self.step] = found
+        self.sink.write("evaluation", {"step": self.step, **found.record()})
+        self.console.evaluation(found.record(), self.step)
+        return found
+
+    def save(self) -> Path:
+        """Save everything that is state; returns the checkpoint's folder."""
+        parts = self.parts
+        record = {
+            "states": self.improver.states,
+            "optimizer_steps": self.improver.optimizer_steps,
+            "cursor": self.collector.prompts.cursor,
+            "offsets": self.sink.offsets(),
+            "ledger": self.ledger.offset,
+            "config": self.config.digest,
+        }
+        state = checkpoint.State(
+            write_model=self._model_writer(),
+            optimizer=parts.cluster.optimizer_state(),
+            record=record,
+        )
+        return checkpoint.save(self.folder, self.step, state, keep=self.config.budget.checkpoint_keep)
+
+    def _model_writer(self) -> Callable[[Path], None]:
+        """What writes the current weights as an ordinary transformers folder."""
+        loaded, weights = self.parts.loaded, self.parts.cluster.weights()
+        return lambda folder: checkpoint.export(folder, model=loaded.model, tokenizer=loaded.tokenizer, weights=weights)
+
+    def restore(self) -> None:
+        """Go on from the newest whole checkpoint of the folder; later rows of the logs are cut off."""
+        from safetensors.torch import load_file
+
+        found = checkpoint.load(self.folder)
+        record = found.record()
+        self.parts.cluster.load(weights=load_file(found.model / "model.safetensors"), optimizer=found.optimizer())
+        self.improver.states = record["states"]
+        self.improver.optimizer_steps = record["optimizer_steps"]
+        self.collector.prompts.cursor = record["cursor"]
+        self.sink.truncate(record["offsets"], found.step)
+        self.ledger.truncate(record["ledger"])
+        self.step, self._resumed = found.step, True
+
+    def close(self) -> None:
+        """Let go of files and of the other ranks."""
+        self.parts.cluster.stop()
+        self.console.close()
+        self.sink.close()
+        self.ledger.close()
+
+    def _stop_if_diverged(self, numbers: Mapping[str, float]) -> None:
+        self._skips = self._skips + 1 if numbers.get("grad/skipped", 0) else 0
+        if self._skips >= SKIPS_IN_A_ROW:
+            raise DivergedError(
+                f"step {self.step}",
+                f"the gradient was not finite in {SKIPS_IN_A_ROW} steps in a row",
+                f"Lower budget.optimizer.lr; the last checkpoint is in {self.folder / 'checkpoints'}.",
+            )
+
+    def _canary_gap(self) -> float:
+        """The largest gap between the logp that the sampler reports and the learner's, on one fixed prompt."""
+        parts, budget = self.parts, self.config.budget
+        prompt = parts.task.train(budget.seed, 0)
+        tokens = parts.speech.render(prompt.messages)
+        sampling = Sampling(budget.sampling.temperature, max_tokens=min(4, parts.sampling.max_tokens))
+        request = Request("canary", tokens, tuple(key("canary", index) for index in range(2)))
+        samples = parts.cluster.sample([request], sampling)[0]
+        rollouts = [
+            Rollout(
+                RolloutKey(prompt.id, index), (sample.turn,), sample.stop, sampling.max_tokens, rewards={"canary": 0.0}
+            )
+            for index, sample in enumerate(samples)
+        ]
+        batch = rows([Group("canary", prompt, tokens, tuple(rollouts))], {})
+        gap = (parts.cluster.forward(batch, (), sampling.temperature).logp - batch.sampled_logp)[batch.mask]
+        return float(gap.abs().max())
+
+
+def start(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train as configured, in a new folder or from the newest checkpoint of `resume`.
+
+    Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
+    """
+    world = World.from_environment()
+    with ExitStack() as stack:
+        folder = Path()
+        if world.leads:
+            folder = resume if resume is not None else new_folder(out, config.name)
+            stack.enter_context(checkpoint.active(folder))
+            if resume is not None:
+                checkpoint.load(folder)
+        parts = assemble(config, with_reward(config.task, config.reward), world)
+        if not world.leads:
+            parts.cluster.serve()
+            raise SystemExit(0)
+        rhythm = Rhythm(completions=config.report.completions_every or 0)
+        run = Run(config, folder, parts, stack.enter_context(Console(quiet=quiet, rhythm=rhythm)))
+        stack.callback(run.close)
+        if resume is not None:
+            run.restore()
+        _describe(run, fresh=resume is None)
+        stack.enter_context(run.interrupt)
+        asyncio.run(loop(run))
+        return run
+
+
+def _describe(run: Run, *, fresh: bool) -> None:
+    """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`)."""
+    if fresh:
+        files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
+    parts = run.parts
+    facts = {
+        **describe_machine(parts.threads, parts.world.size),
+        "stop_ids": list(parts.sampling.stop_ids),
+        "recipe": run.config.recipe.digest,
+        "config": run.config.digest,
+    }
+    files.write_atomic(run.folder / "machine.json", (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def train(
+    *,
+    data: Any = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe="dapo", steps=100)`.
+
+    `data` is a file of JSON lines or an iterable of dicts with `prompt` and `answer`; `reward` a function
+    `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys; dotted
+    ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run.
+    """
+    if resume is not None:
+        if settings or data is not None or out is not None:
+            raise ConfigError(
+                "resume", "settings beside it", "A resumed run has its own; change only what resume allows."
+            )
+        folder = Path(resume)
+        return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet)
+    if isinstance(data, (str, Path)):
+        settings["data"] = str(data)
+    elif data is not None:
+        settings["task"] = from_rows(data)
+    return start(resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet)
