@@ -60,10 +60,10 @@ class RolloutSink:
                 file.append(plain(row))
         return path
 
-    def truncate(self, steps: int) -> None:
-        """Keep the steps 0 .. steps - 1 and forget later ones."""
+    def truncate(self, step: int) -> None:
+        """Keep the steps up to `step` and forget later ones."""
         for number, path in self.steps().items():
-            if number >= steps:
+            if number > step:
                 path.unlink()
 
     def steps(self) -> dict[int, Path]:
@@ -98,11 +98,11 @@ class RunSink:
         self.timings.sync()
         return {"metrics": self.metrics.offset, "timings": self.timings.offset}
 
-    def truncate(self, offsets: Mapping[str, int], steps: int) -> None:
-        """Go back to a checkpoint made after `steps` steps: cut both files, remove rollouts of later steps."""
+    def truncate(self, offsets: Mapping[str, int], step: int) -> None:
+        """Go back to a checkpoint made after step `step`: cut both files, remove rollouts of later steps."""
         self.metrics.truncate(offsets["metrics"])
         self.timings.truncate(offsets["timings"])
-        self.rollouts.truncate(steps)
+        self.rollouts.truncate(step)
 
     def close(self) -> None:
         """Close the files."""
