@@ -25,7 +25,7 @@ from covey.engines.transport import (
     share_out,
     unpack,
 )
-from covey.engines.world import Payload, World
+from covey.engines.world import Payload, World, is_disconnection
 from covey.errors import CoveyError
 from covey.metrics import Metrics, merge
 from covey.protocols import Sampler
@@ -63,8 +63,7 @@ class Cluster:
         """Continuations of every request, in order; each rank samples the share of requests that their ids give it."""
         if self.world.size == 1:
             return self.sampler.sample(requests, sampling)
-        order = sorted(range(len(requests)), key=lambda at: (key("share", requests[at].id), at))
-        shares = [order[rank :: self.world.size] for rank in range(self.world.size)]
+        shares = share_requests(requests, self.world.size)
         payloads: list[Payload] = [
             ({"requests": [asdict(requests[at]) for at in share], "sampling": asdict(sampling)}, {}) for share in shares
         ]
@@ -208,10 +207,9 @@ class Cluster:
             if self.world.size == 1:
                 raise
             self._failed = True
-            # a connection that broke shows as a RuntimeError; any other error is rank 0's own
-            cause = self.world.cause() if isinstance(error, RuntimeError) else None
+            cause = self.world.cause() if is_disconnection(error) else error
             self.world.close()
-            if cause is None:
+            if cause is error:
                 raise
             raise cause from error
 
@@ -252,3 +250,9 @@ class Cluster:
 
 
 _ANSWERED = ("sample", "forward", "backward", "step", "publish")
+
+
+def share_requests(requests: Sequence[Request], ranks: int) -> Plan:
+    """Positions of the requests that each rank samples: dealt in turn in the order of a hash of their ids."""
+    order = sorted(range(len(requests)), key=lambda at: (key("share", requests[at].id), at))
+    return [order[rank::ranks] for rank in range(ranks)]

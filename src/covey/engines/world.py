@@ -145,18 +145,20 @@ class World:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def report(self, error: BaseException, trace: str) -> None:
+    def report(self, error: Exception, trace: str) -> None:
         """Leave word of a failure on this rank for rank 0, then cut the connections, so that nobody waits for this rank."""
+        if is_disconnection(error):  # another rank's failure, which is that rank's to tell
+            return self.close()
         record: dict[str, Json] = {"trace": trace}
         if isinstance(error, CoveyError):
             record = {"kind": type(error).__name__, "where": error.where, "found": error.found, "right": error.right}
         if self._store is not None:
             with suppress(RuntimeError):  # rank 0 may be gone, and its store with it
                 self._store.set(f"covey/error/{self.rank}", json.dumps(record))
-        self.close()
+        return self.close()
 
-    def cause(self) -> Exception | None:
-        """On rank 0 after a failure: the error of the first rank that left word of one."""
+    def cause(self) -> Exception:
+        """On rank 0 after a lost connection: the error of the first rank that left word of one."""
         for rank in range(1, self.size):
             if self._store is None or not self._store.check([f"covey/error/{rank}"]):
                 continue
@@ -166,12 +168,17 @@ class World:
                 return RankError(f"rank {rank} failed\n{record['trace']}")
             rebuilt: Exception = kind(f"rank {rank}: {record['where']}", record["found"], record["right"])
             return rebuilt
-        return None
+        return RankError("a rank has ended without a word; it may have been killed, for example for want of memory")
 
     def close(self) -> None:
         """Leave the process group. Closing twice is harmless."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_disconnection(error: Exception) -> bool:
+    """Whether a collective failed because a connection to another rank broke."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _given(value: Sent | None) -> Sent:
