@@ -21,14 +21,19 @@ def plain(value: Any) -> Any:
 
     A number that is not finite becomes null, a lone surrogate `U+FFFD`; floats keep every digit.
     """
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if value is None or isinstance(value, (bool, int)):
         return value
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in sorted((str(name), item) for name, item in value.items())}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))
+        if kinds <= {int} or (kinds == {float} and all(map(math.isfinite, value))):  # most of a rollout, so it is fast
+            return list(value)
         return [plain(item) for item in value]
+    if isinstance(value, (dict, Mapping)):
+        return {str(name): plain(value[name]) for name in sorted(value, key=str)}
     if isinstance(value, numbers.Integral):
         return int(value)
     number = float(value)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from covey.config.text import read, read_text
 from covey.errors import MissingInputError
+from covey.evaluate.evaluate import SetResult
 from covey.observe.curve import draw, trace
 from covey.observe.line import duration
 from covey.observe.plain import clean
@@ -86,6 +87,25 @@ def render(told: Mapping[str, Any], *, chart: str = "", ascii_only: bool = False
     return Stack(*parts, *([Text(chart)] if chart else []))
 
 
+def evaluation_table(results: Mapping[str, SetResult], *, ascii_only: bool = False) -> Table:
+    """The results of an evaluation: per set the accuracy with its 95 % interval, pass@k with standard errors, and shares."""
+    tries = sorted({k for result in results.values() for k in result.pass_at if k > 1})
+    table = Table()
+    heads = ("problems", "accuracy", "95% interval", *(f"pass@{k}" for k in tries), "mixed", "truncated", "length")
+    for head in ("set", *heads):
+        table.add_column(head, justify="left" if head == "set" else "right")
+    sign = "+-" if ascii_only else "±"
+    for name, result in results.items():
+        low, high = result.accuracy.interval
+        shown = [result.accuracy, *(result.pass_at[k] for k in tries if k in result.pass_at)]
+        means = [f"{value.mean:.3f}" + (f" {sign} {value.se:.3f}" if value.count > 1 else "") for value in shown]
+        means += [""] * (1 + len(tries) - len(means))
+        shares = (f"{result.mixed:.2f}", f"{result.truncated:.2f}", f"{result.length:.1f}")
+        cells = (clean(name, ascii_only=ascii_only), str(result.problems), means[0], _span(low, high))
+        table.add_row(*(Text(cell) for cell in (*cells, *means[1:], *shares)))
+    return table
+
+
 def _table(evaluations: Sequence[Mapping[str, Any]], ascii_only: bool) -> Table:
     first, last = evaluations[0], evaluations[-1]
     table = Table(
@@ -96,10 +116,14 @@ def _table(evaluations: Sequence[Mapping[str, Any]], ascii_only: bool) -> Table:
     for name, now in last["sets"].items():
         was = (first["sets"].get(name) or {}).get("accuracy")
         change = now["accuracy"] - was if None not in (was, now["accuracy"]) else None
-        span = "" if now["low"] is None else f"{now['low']:.3f} to {now['high']:.3f}"
+        span = _span(now["low"], now["high"])
         cells = (clean(name, ascii_only=ascii_only), _share(was), _share(now["accuracy"]), _share(change, "+.3f"), span)
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None or math.isnan(low + high) else f"{low:.3f} to {high:.3f}"
 
 
 def _share(value: float | None, form: str = ".3f") -> str:
