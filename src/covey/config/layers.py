@@ -13,7 +13,7 @@ from typing import Any
 
 from covey import recipes
 from covey.config.nearest import suggest
-from covey.config.text import read, read_text, read_value
+from covey.config.text import read, read_setting, read_text
 from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, RunConfig, as_recipe
 from covey.errors import ConfigError
 from covey.models import find_model
@@ -72,14 +72,8 @@ def resolve(
 
 def parse_flag(text: str) -> Assignment:
     """One `KEY=VALUE` of the command line."""
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        hint = f"Write {key}=VALUE." if key in (*SHORT, *RunConfig.model_fields) else "Settings are written KEY=VALUE."
-        raise ConfigError(text or "''", "not a setting", hint)
-    if not value:
-        raise ConfigError(key, "no value", f"Write {key}=VALUE; null means none.")
-    return assign(key, read_value(value, key), "flag")
+    key, value = read_setting(text, (*SHORT, *RunConfig.model_fields))
+    return assign(key, value, "flag")
 
 
 def read_layer(file: Path) -> list[Assignment]:

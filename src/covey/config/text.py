@@ -8,7 +8,7 @@ and repeated keys are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _resolvers()
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
         return super().compose_node(parent, index)
@@ -109,6 +109,18 @@ def read_value(text: str, where: str) -> Any:
         if pattern.match(text):
             return _Loader("").construct_object(ScalarNode(tag, text))
     return text
+
+
+def read_setting(text: str, known: Collection[str] = ()) -> tuple[str, Any]:
+    """Key and value of one `KEY=VALUE`; `known` are keys that may have lost their value."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        hint = f"Write {key}=VALUE." if key in known else "Settings are written KEY=VALUE, such as steps=100."
+        raise ConfigError(text or "''", "not a setting", hint)
+    if not value:
+        raise ConfigError(key, "no value", f"Write {key}=VALUE; null means none.")
+    return key, read_value(value, key)
 
 
 def write(data: Mapping[str, Any]) -> str:

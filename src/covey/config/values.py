@@ -159,7 +159,6 @@ class Report(Section):
     """What the console shows besides one line per step."""
 
     completions_every: int | None = key(20, "show a table of completions this often; null: never", unit="steps", ge=1)
-    completions: int = key(4, "rows of that table", unit="rollouts", ge=1, le=100)
 
 
 class RunConfig(Value):
