@@ -243,7 +243,7 @@ def test_weights_formed_per_slice_would_be_found() -> None:
 
 def test_a_filter_answers_three_questions_apart() -> None:
     """Masking one row removes its gradient and, with all rows in the denominator, leaves the others as they were."""
-    policy, batch = case(BASE, 10)
+    _, batch = case(BASE, 10)
     keep = Keep.all(batch.size)
     out = torch.ones(batch.size, dtype=torch.bool)
     victim = int(batch.mask.any(1).nonzero()[0])
