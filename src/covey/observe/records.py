@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
             return list(value)
         return [plain(item) for item in value]
     if isinstance(value, (dict, Mapping)):
-        return {str(name): plain(value[name]) for name in sorted(value, key=str)}
+        return {plain(str(name)): plain(value[name]) for name in sorted(value, key=str)}
     if isinstance(value, numbers.Integral):
         return int(value)
     number = float(value)
