@@ -125,6 +125,12 @@ def _prune(home: Path, step: int, keep: int) -> None:
     with files.reported(home):
         for item in home.glob(".tmp-step-*"):
             files.remove_folder(item)
+        for item in home.glob(".old-step-*"):  # a crash left it while it was being replaced
+            target = item.with_name(item.name.removeprefix(".old-"))
+            if target.exists():
+                files.remove_folder(item)
+            else:
+                files.rename(item, target)
         whole = [item for at, item in _folders(home) if at <= step and (item / files.MANIFEST).exists()]
         kept = set(whole[: max(1, keep)])
         for _, item in _folders(home):

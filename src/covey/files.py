@@ -159,21 +159,28 @@ def _seal(folder: Path, facts: Mapping[str, Json]) -> None:
     for file in files:
         sync(file)
     record = {"format": FORMAT, **facts, "files": listed}
-    write_bytes(folder / MANIFEST, json.dumps(record, indent=1).encode())
+    write_bytes(folder / MANIFEST, json.dumps({**record, "sha256": _digest(record)}, indent=1).encode())
     for inner in sorted(item for item in folder.rglob("*") if item.is_dir()):
         sync(inner)
     sync(folder)
 
 
+def _digest(record: Mapping[str, Json]) -> str:
+    """The SHA-256 of a manifest without this entry: a manifest must be able to say that it is damaged itself."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def fault(folder: Path) -> str:
     """Why a folder made by `write_folder` cannot be used; empty when every file has the size and SHA-256 of its manifest."""
     try:
-        record = json.loads((folder / MANIFEST).read_bytes())
-        listed, version = dict(record["files"]), int(record["format"])
+        record = dict(json.loads((folder / MANIFEST).read_bytes()))
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, TypeError):
         return f"{MANIFEST} is torn"
+    if record.pop("sha256", None) != _digest(record):
+        return f"{MANIFEST} is not what was written (SHA-256)"
+    version, listed = record["format"], record["files"]
     if version > FORMAT:
         raise DataError(str(folder), f"format {version}", f"This covey reads formats up to {FORMAT}: update it.")
     for name, expected in listed.items():

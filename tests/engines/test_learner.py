@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_learner import OBJECTIVES, ToySampler, clipped, distance, make_learner, make_step
 
 from covey.batch import Credited, Live
 from covey.engines.cluster import Cluster
@@ -18,8 +19,6 @@ from covey.engines.transport import pack, unpack
 from covey.engines.world import from_bytes, to_bytes
 from covey.errors import ConfigError
 from covey.metrics import Metric, values
-
-from toy_learner import OBJECTIVES, ToySampler, clipped, distance, make_learner, make_step
 
 torch.set_num_threads(1)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
