@@ -9,9 +9,7 @@ from rich.console import Console as Terminal
 
 from covey.config.text import write
 from covey.errors import MissingInputError
-from covey.evaluate.evaluate import Evaluation
-from covey.evaluate.table import Tally
-from covey.observe.show import evaluation_table, render, summary, write_curve
+from covey.observe.show import render, summary, write_curve
 from covey.observe.sinks import RunSink
 
 CONFIG = {
@@ -103,15 +101,3 @@ def test_what_is_no_run_is_told(tmp_path):
         summary(tmp_path)
     with pytest.raises(MissingInputError, match="is no folder"):
         summary(tmp_path / "none")
-
-
-def test_an_evaluation_has_a_row_per_set_and_a_column_per_k():
-    tallies = [Tally(id=f"p{i}", set="L2", level=2, samples=((0, 4),), correct=i, tokens=48) for i in range(5)]
-    tallies.append(Tally(id="q", set="L1", level=1, samples=((0, 2),), correct=1, tokens=2))
-    terminal = Terminal(file=io.StringIO(), width=140, color_system=None)
-    terminal.print(evaluation_table(Evaluation(tuple(tallies), "L2").sets))
-    rows = {line.split()[1]: line for line in terminal.file.getvalue().split("\n") if line.startswith("│")}
-    cells = [cell.strip() for cell in rows["L2"].split("│")]
-    assert cells[1:4] == ["L2", "5", "0.500 ± 0.177"]
-    assert cells[5:10] == ["0.667 ± 0.190", "0.800 ± 0.200", "0.60", "0.00", "12.0"]
-    assert [cell.strip() for cell in rows["L1"].split("│")][3:7] == ["0.500", "", "1.000", ""]

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from covey.config.text import read, read_text
 from covey.errors import MissingInputError
-from covey.evaluate.evaluate import SetResult
 from covey.observe.curve import draw, trace
 from covey.observe.line import duration
 from covey.observe.plain import clean
@@ -85,25 +84,6 @@ def render(told: Mapping[str, Any], *, chart: str = "", ascii_only: bool = False
     if told["evaluations"]:
         parts.append(_table(told["evaluations"], ascii_only))
     return Stack(*parts, *([Text(chart)] if chart else []))
-
-
-def evaluation_table(results: Mapping[str, SetResult], *, ascii_only: bool = False) -> Table:
-    """The results of an evaluation: per set the accuracy with its 95 % interval, pass@k with standard errors, and shares."""
-    tries = sorted({k for result in results.values() for k in result.pass_at if k > 1})
-    table = Table()
-    heads = ("problems", "accuracy", "95% interval", *(f"pass@{k}" for k in tries), "mixed", "truncated", "length")
-    for head in ("set", *heads):
-        table.add_column(head, justify="left" if head == "set" else "right")
-    sign = "+-" if ascii_only else "±"
-    for name, result in results.items():
-        low, high = result.accuracy.interval
-        shown = [result.accuracy, *(result.pass_at[k] for k in tries if k in result.pass_at)]
-        means = [f"{value.mean:.3f}" + (f" {sign} {value.se:.3f}" if value.count > 1 else "") for value in shown]
-        means += [""] * (1 + len(tries) - len(means))
-        shares = (f"{result.mixed:.2f}", f"{result.truncated:.2f}", f"{result.length:.1f}")
-        cells = (clean(name, ascii_only=ascii_only), str(result.problems), means[0], _span(low, high))
-        table.add_row(*(Text(cell) for cell in (*cells, *means[1:], *shares)))
-    return table
 
 
 def _table(evaluations: Sequence[Mapping[str, Any]], ascii_only: bool) -> Table:
