@@ -11,6 +11,7 @@ There is no pointer file: the newest folder whose every file has its recorded ha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -82,8 +83,9 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
     def fill(folder: Path) -> None:
         with foreign_errors(folder / "model"):
             files.begin("open")
-            files.begin("write")
             state.write_model(folder / "model")
+            if files.begin("write"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         files.write_bytes(folder / "optimizer.safetensors", _tensor_bytes(state.optimizer))
         text = json.dumps({"step": step, "record": state.record}, indent=1, allow_nan=False)
         files.write_bytes(folder / "state.json", text.encode())
