@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from covey import recipes
+    from covey.run import Run, train
+    from covey.types import Prompt
 
 __version__ = "0.1.0"
+__all__ = ["Prompt", "Run", "__version__", "recipes", "train"]
 
 _LAZY = {"train": "covey.run", "Run": "covey.run", "recipes": "covey.recipes", "Prompt": "covey.types"}
 
@@ -16,3 +22,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'covey' has no attribute {name!r}")
     module = import_module(_LAZY[name])
     return module if _LAZY[name].rpartition(".")[2] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -241,4 +241,6 @@ def list_keys() -> list[str]:
     """Every key that can be written, apart from the options of components."""
     from covey.config.schema import list_rows
 
-    return [*SHORT, *dict.fromkeys((*RunConfig.model_fields, *(row.path for row in list_rows())))]
+    paths = [row.path for row in list_rows()]
+    sections = [path.rpartition(".")[0] for path in paths if "." in path]
+    return [*dict.fromkeys((*SHORT, *RunConfig.model_fields, *sections, *paths))]

@@ -40,8 +40,8 @@ ELSEWHERE = {
 """What a setting is called in other libraries -> what it is called here."""
 
 
-def suggest(name: str, options: Iterable[str]) -> str:
-    """A sentence with the key that was meant, or the list of keys to choose from.
+def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey config schema`.") -> str:
+    """A sentence with the key that was meant, or `otherwise` where none is near.
 
     In this order: the name it has here of a setting known from elsewhere, a key that ends in `name`, the fewest typing slips
     (insertion, deletion, replacement, swap of neighbours) over the whole key or over its last part.
@@ -53,9 +53,9 @@ def suggest(name: str, options: Iterable[str]) -> str:
     if endings:
         return f"Did you mean '{min(endings, key=lambda option: (option.count('.'), option))}'?"
     best = min(known, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
-    if best is not None and _slips_to(name, best) <= max(1, len(name) // 3):
+    if best is not None and _slips_to(name, best) <= min(3, (len(name) + 1) // 2):
         return f"Did you mean '{best}'?"
-    return "See `covey config schema`."
+    return otherwise
 
 
 def slips(a: str, b: str) -> int:

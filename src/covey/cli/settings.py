@@ -1,0 +1,70 @@
+"""What commands have in common: their KEY=VALUE arguments and options, and how data is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from covey.config import Resolved, RunConfig
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings; short keys: recipe model task data reward steps seed."),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def resolve_settings(settings: Sequence[str] | None, file: Path | None) -> Resolved:
+    """The configuration of `KEY=VALUE` arguments on top of a file."""
+    from covey.config import resolve
+
+    return resolve(settings or (), file=file)
+
+
+def check_data(config: RunConfig) -> None:
+    """Ask the task for its first prompt, so that a mistake in the data shows before a model is loaded."""
+    task: Any = config.task
+    task.train(config.budget.seed, 0)
+
+
+def print_json(data: Any) -> None:
+    """Plain data as JSON; numbers that are not finite become null."""
+    typer.echo(json.dumps(_finite(data), indent=1, ensure_ascii=False))
+
+
+def print_rich(*parts: Any) -> None:
+    """Tables and text for the terminal."""
+    from rich.console import Console
+
+    # Without a terminal lines are as long as they need to be: they are read by programs.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for part in parts:
+        console.print(part)
+
+
+def read_run_config(folder: Path) -> Path:
+    """The configuration file of a run folder."""
+    from covey.errors import MissingInputError
+
+    file = folder / "run.yaml"
+    if not file.is_file():
+        found = "has no run.yaml" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        raise MissingInputError(str(folder), found, "Give the folder of a run, such as runs/NAME-1.")
+    return file
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,85 @@
+"""`covey train`: reinforcement learning as configured, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from covey.cli.settings import AsJson, ConfigFile, Settings, check_data, print_json, read_run_config, resolve_settings
+from covey.errors import ConfigError, CoveyError
+
+if TYPE_CHECKING:
+    from covey.config import RunConfig
+
+HARMLESS = ("budget.eval_", "budget.checkpoint_", "report.", "engines.")
+"""Keys that may change when a run goes on: they say how often to look and to save, and where it runs."""
+
+
+def train(
+    settings: Settings = None,
+    config: ConfigFile = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder; else runs/<name>-<n>/.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on from the newest checkpoint of a run.")
+    ] = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, print the YAML, stop.")] = False,
+) -> None:
+    """Train a model with reinforcement learning.
+
+    Layers, later wins: defaults, the model's own covey.yaml, --config, KEY=VALUE.
+    """
+    if resume is not None and (out is not None or config is not None):
+        other = "--out" if out is not None else "--config"
+        raise CoveyError("covey train", f"{other} beside --resume", "A resumed run has its own folder and settings.")
+    chosen = resolve_settings(settings, config).config if resume is None else settle_resume(resume, settings or ())
+    if out is not None:
+        refuse_used(out)
+    check_data(chosen)
+    if dry_run:
+        print_json(chosen.plain()) if as_json else typer.echo(chosen.write_yaml(), nl=False)
+        return
+    from covey.observe.show import summary
+    from covey.run import start
+
+    run = start(chosen, out=out, resume=resume, quiet=as_json)
+    if as_json:
+        print_json(summary(run.folder))
+    if run.interrupted:
+        raise typer.Exit(130)
+
+
+def settle_resume(folder: Path, settings: Sequence[str]) -> RunConfig:
+    """The stored configuration with harmless changes; any other change is refused, with old and new value."""
+    from covey.config import resolve
+    from covey.config.values import flatten
+
+    file = read_run_config(folder)
+    stored, wanted = resolve(file=file).config, resolve(settings, file=file).config
+    before, after = flatten(stored.plain()), flatten(wanted.plain())
+    free = [*HARMLESS, *(["budget.steps"] if stored.budget.optimizer.schedule == "constant" else [])]
+    changed = [
+        f"{key} {before.get(key)!r:.40} -> {after.get(key)!r:.40}"
+        for key in dict.fromkeys((*before, *after))
+        if before.get(key) != after.get(key) and not key.startswith(tuple(free))
+    ]
+    if changed:
+        right = "Resume without these settings, or start a new run."
+        raise ConfigError(str(folder), f"the run was made with other settings: {', '.join(changed)}", right)
+    return wanted
+
+
+def refuse_used(out: Path) -> None:
+    """Refuse an output folder that holds something, before anything is loaded; of many ranks the first one decides."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from covey.errors import OutputError
+
+    if out.exists() and not out.is_dir():
+        raise OutputError(str(out), "is a file", "Give a folder that is new or empty.")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")
