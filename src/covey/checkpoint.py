@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from covey import files
@@ -67,6 +68,13 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         return dict(load_file(self.folder / "optimizer.safetensors"))
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The model's weights under the names that transformers gives its parameters (tied ones once)."""
+        from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype, local_files_only=True)
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:

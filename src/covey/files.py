@@ -134,10 +134,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, facts: Mapping[str
     beside, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
     with reported(path):
         try:
-            begin("open")
-            if beside.exists():
-                shutil.rmtree(beside)
-            beside.mkdir(parents=True)
+            _make_empty(beside)
             fill(beside)
             _seal(beside, facts or {})
             if path.exists():
@@ -146,11 +143,23 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, facts: Mapping[str
             rename(beside, path)
             remove_folder(old)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            if old.exists() and not path.exists():
-                with suppress(OSError):
-                    old.replace(path)
+            _step_back(beside, old, path)
             raise
+
+
+def _make_empty(folder: Path) -> None:
+    begin("open")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _step_back(beside: Path, old: Path, path: Path) -> None:
+    """After a failure: nothing half-made stays, and what stepped aside comes back."""
+    shutil.rmtree(beside, ignore_errors=True)
+    if old.exists() and not path.exists():
+        with suppress(OSError):
+            old.replace(path)
 
 
 def _seal(folder: Path, facts: Mapping[str, Json]) -> None:

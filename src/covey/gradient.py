@@ -11,7 +11,7 @@ from torch import Tensor
 
 from covey.batch import Batch, Credited
 from covey.collect.rows import rows
-from covey.metrics import Metrics, highest, merge
+from covey.metrics import Metric, Metrics, highest, merge
 from covey.protocols import Column
 from covey.random import permutation
 from covey.recipes.recipe import Recipe
@@ -70,10 +70,13 @@ class GradientImprover:
         credited, self.states, metrics = credit(self.recipe, batch, self.states)
         reports: list[Metrics] = [metrics]
         for index in self.parts(batch, step):
-            reports.append(self.optimize(weigh(self.recipe, credited.rows(index))))
+            found = self.optimize(weigh(self.recipe, credited.rows(index)))
+            if len(reports) == 1 and "kl/sampled_vs_policy" in found:  # nothing has moved yet: the policy is the old one
+                found["kl/sampled_vs_old"] = found["kl/sampled_vs_policy"]
+            reports.append(found)
         return Update(merge(reports), _per_rollout(credited, groups))
 
-    def optimize(self, part: Credited) -> Metrics:
+    def optimize(self, part: Credited) -> dict[str, Metric]:
         """One optimizer step on a set of whole groups."""
         lr = self.schedule.lr(self.optimizer_steps)
         metrics = self.engine.update(

@@ -271,7 +271,7 @@ def start(
         if not world.leads:
             parts.cluster.serve()
             raise SystemExit(0)
-        rhythm = Rhythm(completions=config.report.completions_every or 0)
+        rhythm = Rhythm(completions=config.report.completions_every or 0, rows=config.report.completions)
         run = Run(config, folder, parts, stack.enter_context(Console(quiet=quiet, rhythm=rhythm)))
         stack.callback(run.close)
         if resume is not None:
@@ -308,7 +308,7 @@ def train(
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe="dapo", steps=100)`.
+    """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
 
     `data` is a file of JSON lines or an iterable of dicts with `prompt` and `answer`; `reward` a function
     `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys; dotted

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from toy_learner import OBJECTIVES, ToySampler, ToyScorer, make_learner, make_step
+from toy_learner import OBJECTIVES, ToySampler, make_learner, make_scorer, make_step
 
 from covey.engines.cluster import Cluster
 from covey.engines.learner import SlicedScorer
@@ -26,9 +26,9 @@ STEPS = 5
 def make_cluster(world: World, scenario: dict[str, object]) -> Cluster:
     """The same cluster on every rank."""
     dtype = getattr(torch, scenario.get("dtype", "float64"))
-    learner = make_learner(world, dtype=dtype, budget=scenario.get("budget", 30), **scenario.get("options", {}))
-    frozen = ToyScorer(make_learner(dtype=dtype).scorer.model)
-    reference = SlicedScorer(frozen, world=world, tokens_per_slice=30)
+    model, options = scenario.get("model", "toy"), scenario.get("options", {})
+    learner = make_learner(world, model=model, dtype=dtype, budget=scenario.get("budget", 30), **options)
+    reference = SlicedScorer(make_scorer(model, dtype), world=world, tokens_per_slice=30)
     objective = OBJECTIVES[scenario.get("objective", "clipped")]
     return Cluster(
         world=world, learner=learner, sampler=ToySampler(), objective=objective, references={"reference": reference}

@@ -73,16 +73,38 @@ class ToyScorer(nn.Module):
         return {name: torch.where(rows.mask, found[name], 0.0) for name in ("logp", *outputs)}
 
 
-def make_learner(
-    world: World | None = None, *, dtype: torch.dtype = torch.float64, budget: int = 10**6, **options: object
-) -> TorchLearner:
-    """A learner of a toy model whose weights are always the same."""
+def make_scorer(model: str = "toy", dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The scorer of a toy model, or the real one of a tiny transformers model; its weights are always the same."""
+    if model != "toy":
+        from tiny_models import make_model
+
+        from covey.engines.scorer import Scorer
+
+        return Scorer(make_model(model, dtype))
     torch.manual_seed(5)
-    model = ToyModel().to(torch.float64)
-    for parameter in model.parameters():
+    toy = ToyModel().to(torch.float64)
+    for parameter in toy.parameters():
         nn.init.normal_(parameter, std=0.4)
-    chosen = OptimizerOptions(**{"weight_decay": 0.1, "max_grad_norm": 0.5, **options})
-    return TorchLearner(ToyScorer(model.to(dtype)), world=world or World(), tokens_per_slice=budget, optimizer=chosen)
+    return ToyScorer(toy.to(dtype))
+
+
+def make_learner(
+    world: World | None = None,
+    *,
+    model: str = "toy",
+    dtype: torch.dtype = torch.float64,
+    budget: int = 10**6,
+    checkpointing: bool = False,
+    **options: object,
+) -> TorchLearner:
+    """A learner whose weights are always the same."""
+    return TorchLearner(
+        make_scorer(model, dtype),
+        world=world or World(),
+        tokens_per_slice=budget,
+        optimizer=OptimizerOptions(**{"weight_decay": 0.1, "max_grad_norm": 0.5, **options}),
+        gradient_checkpointing=checkpointing,
+    )
 
 
 def make_step(seed: int = 0, *, groups: int = 6, dtype: torch.dtype = torch.float64, longest: int = 9) -> Credited:

@@ -243,7 +243,9 @@ def inner(scorer: nn.Module) -> nn.Module:
 
 
 def decoder_layers(scorer: nn.Module) -> list[nn.Module]:
-    """The model's stack of layers: the outermost module list; empty where there is none."""
+    """The units of sharding and recomputation: what the scorer calls its `layers`, else the outermost module list."""
+    if callable(named := getattr(scorer, "layers", None)):
+        return list(named())
     for module in inner(scorer).modules():
         if isinstance(module, nn.ModuleList):
             return list(module)

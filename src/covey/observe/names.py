@@ -38,7 +38,6 @@ TABLE: tuple[Name, ...] = (
     Name("keep/loss", "share", "rows that count in the loss after the filters"),
     Name("advantage/zero_frac", "share", "policy tokens whose advantage is exactly zero", "frac_reward_zero_std"),
     Name("advantage/abs", "advantage", "mean size of the advantage over policy tokens"),
-    Name("advantage/std", "advantage", "standard deviation of the advantage over policy tokens"),
     Name("ratio/mean", "ratio", "mean importance ratio, learner over sampler at the start of the step"),
     Name("ratio/max", "ratio", "largest importance ratio"),
     Name("ratio/clamped", "share", "log-ratios cut to the range that exp can take"),

@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covey.errors import ConfigError
 from covey.random import Draws, key, splitmix
+from covey.tasks.compose.chains import list_shortcuts
 
 LETTERS = "abcdef"
 TRAIN_SIDE = "ABCDEGHK"
@@ -92,12 +93,7 @@ def join_trace(functions: str, values: Sequence[str]) -> str:
 
 def list_sub_values(program: Program) -> set[str]:
     """The values of all proper sub-chains: any non-empty set of calls removed, all of them included."""
-    whole, parts = program.input, set[str]()
-    for name in reversed(program.functions):
-        function = FUNCTIONS[name]
-        parts |= {function(part) for part in parts} | {whole}
-        whole = function(whole)
-    return parts
+    return list_shortcuts([FUNCTIONS[name] for name in reversed(program.functions)], program.input)
 
 
 def needs_every_call(program: Program) -> bool:
@@ -148,11 +144,10 @@ def pairs(sort: str) -> tuple[str, ...]:
 
 def is_trainable(functions: str) -> bool:
     """Whether training may show this chain: an RL pair at level 2; above, no held-out pair among neighbours."""
-    if not set(functions) <= set(TRAIN_SIDE):
-        return True
-    if len(functions) == 2:
+    neighbours = {outer + inner for outer, inner in pairwise(functions)}
+    if len(functions) == 2 and set(functions) <= set(TRAIN_SIDE):
         return functions in pairs("rl")
-    return not any(is_held_pair(functions[k : k + 2]) for k in range(len(functions) - 1))
+    return neighbours.isdisjoint(pairs("held"))
 
 
 def draw_item(seed: int, split: str, level: int, index: int, *, side: str = TRAIN_SIDE) -> Program:
