@@ -271,7 +271,7 @@ def start(
         if not world.leads:
             parts.cluster.serve()
             raise SystemExit(0)
-        rhythm = Rhythm(completions=config.report.completions_every or 0, rows=config.report.completions)
+        rhythm = Rhythm(completions=config.report.completions_every, rows=config.report.completions)
         run = Run(config, folder, parts, stack.enter_context(Console(quiet=quiet, rhythm=rhythm)))
         stack.callback(run.close)
         if resume is not None:
