@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -159,7 +159,7 @@ def read_row(line: str, where: str) -> Lesson:
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
             raise DataError(f"{where} prompt", f"{row['prompt']!r:.60}", "Give a text.")
-        messages = (Message("user", row["prompt"]),)
+        messages: tuple[Message, ...] = (Message("user", row["prompt"]),)
     else:
         messages = read_messages(row["messages"], f"{where} messages")
     return Prompt(where, messages, None, "sft"), response
@@ -205,13 +205,15 @@ def load(name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain transformers folder, whole or not at all."""
+def save(model: Any, tokenizer: Any, folder: Path, *, texts: Mapping[str, str] | None = None) -> None:
+    """Write a plain transformers folder, with `texts` as further files by name: whole or not at all."""
     from transformers.utils import logging
 
     def fill(beside: Path) -> None:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for name, text in (texts or {}).items():
+            (beside / name).write_text(text, encoding="utf-8")
         for file in beside.iterdir():
             file.chmod(0o644)
 

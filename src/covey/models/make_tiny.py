@@ -162,12 +162,14 @@ def write(
     out: Path, made: tuple[Any, Any], origin: dict[str, Any], figures: Figures, curve: Sequence[dict[str, float]]
 ) -> None:
     """The model folder: weights and tokenizer, `covey.yaml`, `figures.json`, and the card with its curve."""
-    save(*made, out)
-    (out / "covey.yaml").write_text(BUDGET, encoding="utf-8")
     record = {"origin": origin, "figures": figures, "curve": list(curve)}
-    (out / "figures.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (out / "curve.svg").write_text(write_curve(curve), encoding="utf-8")
-    (out / "README.md").write_text(write_card(record), encoding="utf-8")
+    texts = {
+        "covey.yaml": BUDGET,
+        "figures.json": json.dumps(record, indent=1) + "\n",
+        "curve.svg": write_curve(curve),
+        "README.md": write_card(record),
+    }
+    save(*made, out, texts=texts)
 
 
 def check(folder: Path, *, tolerance: float = 0.02) -> list[str]:
