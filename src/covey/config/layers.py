@@ -238,9 +238,9 @@ def edit_recipe(assignments: Sequence[Assignment]) -> Any:
 
 
 def list_keys() -> list[str]:
-    """Every key that can be written, apart from the options of components."""
-    from covey.config.schema import list_rows
+    """Every key that can be written, sections and the options of all components included."""
+    from covey.config.schema import list_options, list_rows
 
-    paths = [row.path for row in list_rows()]
+    paths = [row.path for row in (*list_rows(), *list_options())]
     sections = [path.rpartition(".")[0] for path in paths if "." in path]
     return [*dict.fromkeys((*SHORT, *RunConfig.model_fields, *sections, *paths))]
