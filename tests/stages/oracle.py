@@ -28,10 +28,8 @@ def group_norm(
         if not counted or len(peers) < 2 or max(peers) == min(peers):
             out.append(0.0)
             continue
-        if baseline == "mean":
-            centred = score - sum(peers) / len(peers)
-        else:
-            centred = score - (sum(peers) - score) / (len(peers) - 1)
+        others = (sum(peers) - score) / (len(peers) - 1)
+        centred = score - (sum(peers) / len(peers) if baseline == "mean" else others)
         out.append(centred / divisor(scale, peers, everyone, ddof, eps))
     return out
 

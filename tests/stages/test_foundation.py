@@ -165,7 +165,7 @@ def test_a_component_by_value_by_kind_or_as_plain_data() -> None:
     [
         ("sampel", "x: there is no test_stage 'sampel'. Did you mean 'sample'?"),
         ({"size": 1}, "x: {'size': 1} is no test_stage. Give a kind: sample."),
-        ({"kind": ["sample"]}, "x: there is no test_stage '['sample']'. Known: sample."),
+        ({"kind": ["sample"]}, "x: there is no test_stage '['sample']'. Did you mean 'sample'?"),
         (3, "x: 3 is no test_stage. Give a kind: sample."),
         (Clip(), "x: Clip is a surrogate, not a test_stage"),
         ("sample", "x.size: absent. _Sample needs it."),
