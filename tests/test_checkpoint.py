@@ -254,3 +254,33 @@ def test_the_same_process_cannot_run_twice_in_a_folder(tmp_path: Path) -> None:
         pass
     with checkpoint.active(tmp_path):
         pass
+
+
+def test_the_model_of_a_checkpoint_is_an_ordinary_transformers_folder(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    shape = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    config = Qwen3Config(**shape, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(config)
+    weights = {name: parameter.detach() * 1.5 for name, parameter in model.named_parameters()}
+    state = checkpoint.State(
+        write_model=lambda folder: checkpoint.export(folder, model=model, tokenizer=None, weights=weights),
+        optimizer={},
+        record={},
+    )
+    found = checkpoint.load(checkpoint.save(tmp_path, 0, state).parents[1])
+    assert found.optimizer() == {}
+    back = found.weights(torch.float32)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in weights.items())
+    loaded = AutoModelForCausalLM.from_pretrained(found.model)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_saving_a_model_is_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        checkpoint.save(tmp_path / name, 1, make_state(1))
+    manifests = [
+        (tmp_path / name / "checkpoints" / "step-000001" / "manifest.json").read_bytes() for name in ("a", "b")
+    ]
+    assert manifests[0] == manifests[1]

@@ -73,7 +73,8 @@ class Checkpoint:
         """The model's weights under the names that transformers gives its parameters (tied ones once)."""
         from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype, local_files_only=True)
+        with _no_bars():
+            model = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype, local_files_only=True)
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -172,9 +173,24 @@ def load(run_folder: Path) -> Checkpoint:
 def export(folder: Path, *, model: Any, tokenizer: Any, weights: Mapping[str, Tensor]) -> None:
     """Write an ordinary transformers folder: `weights` under the names and configuration of `model`, and the tokenizer."""
     own = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in weights.items()}
-    model.save_pretrained(folder, state_dict=own)
+    with _no_bars():
+        model.save_pretrained(folder, state_dict=own)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the console, where a line per step is shown."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

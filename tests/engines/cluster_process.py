@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_learner import OBJECTIVES, ToySampler, make_learner, make_scorer, make_step
 
+from covey import checkpoint
 from covey.engines.cluster import Cluster
 from covey.engines.learner import SlicedScorer
 from covey.engines.world import World
@@ -47,10 +48,14 @@ def train(cluster: Cluster, scenario: dict[str, object], tensors: dict[str, torc
             cluster.load(weights={n: w.clone() for n, w in cluster.weights().items()}, optimizer=state)
     tensors |= {f"weight/{name}": tensor for name, tensor in cluster.weights().items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in cluster.optimizer_state().items()}
+    if scenario.get("export"):
+        folder = Path(str(scenario["folder"])) / "exported"
+        checkpoint.export(folder, model=cluster.learner.scorer.model, tokenizer=None, weights=cluster.weights())
     for model in ("policy", "reference"):
         live = cluster.forward(step, ("entropy",), 0.7, model)
         tensors |= {f"{model}/{name}": tensor for name, tensor in live.tensors().items()}
-    return {"metrics": record}
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in cluster.learner.parameters.values())
+    return {"metrics": record, "held": held}
 
 
 def ask(cluster: Cluster, scenario: dict[str, object], tensors: dict[str, torch.Tensor]) -> dict[str, object]:

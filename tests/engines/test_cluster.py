@@ -29,14 +29,25 @@ LOPSIDED = [
     {"act": "train", "reload": True},
     {"act": "train", "objective": "within_groups", "couples": "group", "budget": 10},
 ]
+REAL = [
+    {"act": "train", "model": "qwen3", "dtype": "float32", "budget": 60},
+    {
+        "act": "train",
+        "model": "qwen3",
+        "dtype": "float64",
+        "budget": 60,
+        "options": {"checkpointing": True},
+        "export": True,
+    },
+]
 ASKS = [{"act": "ask", "requests": 7}, {"act": "ask", "requests": 1}]
-SCENARIOS = [*GRADIENTS, *TRAINS, *LOPSIDED, *ASKS]
+SCENARIOS = [*GRADIENTS, *TRAINS, *LOPSIDED, *REAL, *ASKS]
 
 
 def alone(scenario: dict[str, object]) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """The same scenario in this process."""
     tensors: dict[str, torch.Tensor] = {}
-    record = ACTS[scenario["act"]](make_cluster(World(), scenario), scenario, tensors)
+    record = ACTS[scenario["act"]](make_cluster(World(), scenario), {**scenario, "export": False}, tensors)
     return tensors, json.loads(json.dumps(record))
 
 
@@ -58,18 +69,50 @@ def test_two_ranks_have_the_gradient_of_one(together: Path, at: int) -> None:
     assert distance(found, expected) <= (1e-6 if SCENARIOS[at]["dtype"] == "float32" else 1e-12)
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("at", range(len(GRADIENTS), len(GRADIENTS + TRAINS + LOPSIDED)))
-def test_two_ranks_reach_the_weights_of_one(together: Path, at: int) -> None:
-    found, record = read(together, at)
-    expected, oracle = alone(SCENARIOS[at])
-    tolerance = 1e-5 if SCENARIOS[at].get("dtype") == "float32" else 1e-12
+def check_training(folder: Path, at: int, scenario: dict[str, object]) -> None:
+    """Compare weights, optimizer, forwards and metrics after five steps with those of one process."""
+    found, record = read(folder, at)
+    expected, oracle = alone(scenario)
+    tolerance = 1e-5 if scenario.get("dtype") == "float32" else 1e-12
     assert found.keys() == expected.keys()
     for kind in ("weight/", "optimizer/", "policy/", "reference/"):
         parts = ({n: t for n, t in tensors.items() if n.startswith(kind)} for tensors in (found, expected))
         assert distance(*parts) <= tolerance * (10 if kind in ("optimizer/", "policy/") else 1), kind
     for one, other in zip(record["metrics"], oracle["metrics"], strict=True):
         assert one == pytest.approx(other, rel=1e-4 if tolerance > 1e-6 else 1e-9)
+    assert record["held"] <= 0.7 * oracle["held"]  # parameters really are sharded
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("at", range(len(GRADIENTS), len(SCENARIOS) - len(ASKS)))
+def test_two_ranks_reach_the_weights_of_one(together: Path, at: int) -> None:
+    check_training(together, at, SCENARIOS[at])
+
+
+@pytest.mark.distributed
+def test_a_sharded_model_is_exported_whole(together: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    weights, _ = read(together, SCENARIOS.index(REAL[1]))
+    model = AutoModelForCausalLM.from_pretrained(together / "exported", dtype=torch.float64)
+    exported = {f"weight/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    assert distance(exported, {name: tensor for name, tensor in weights.items() if name.startswith("weight/")}) == 0
+
+
+MORE = [
+    {"act": "train", "model": "qwen3_moe", "budget": 40},
+    {"act": "train", "model": "gpt2", "budget": 40, "options": {"checkpointing": True}, "reload": True},
+    {"act": "train", "model": "gemma", "objective": "coupled", "couples": "step", "budget": 40},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_three_ranks_train_other_architectures(tmp_path: Path) -> None:
+    ends = finish(start(SCRIPT, [json.dumps(MORE), str(tmp_path)], size=3), timeout_s=150)
+    assert [code for code, _ in ends] == [0, 0, 0], ends
+    for at, scenario in enumerate(MORE):
+        check_training(tmp_path, at, scenario)
 
 
 @pytest.mark.distributed
