@@ -248,3 +248,12 @@ def test_schedules() -> None:
         learning_rate(0, lr=1.0, schedule="cosin")
     with pytest.raises(ConfigError, match="none after 5 of warm-up"):
         learning_rate(5, lr=1.0, schedule="linear", warmup_steps=5, total_steps=5)
+
+
+@pytest.mark.parametrize("model", ["qwen3", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize(("objective", "couples"), [("clipped", "row"), ("coupled", "step")])
+def test_real_models_with_recomputed_layers(model: str, objective: str, couples: str) -> None:
+    step = make_step(3)
+    whole, _ = updated(step, objective, couples, model=model)
+    saving, _ = updated(step, objective, couples, model=model, budget=20, checkpointing=True)
+    assert distance(gradient(saving), gradient(whole)) <= 1e-12
