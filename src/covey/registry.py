@@ -11,7 +11,8 @@ Packages announce modules that register components by the entry point group `cov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,10 +73,16 @@ def component(stage: str, kind: str) -> Callable[[AnyComponent], AnyComponent]:
 
 def load_extensions() -> None:
     """Import the modules that installed packages announce under the entry point group `covey.components` (once)."""
-    for entry in entry_points(group="covey.components"):
+    for entry in _announced():
         if entry.value not in _LOADED:
             _LOADED.add(entry.value)
             entry.load()
+
+
+@cache
+def _announced() -> tuple[EntryPoint, ...]:
+    """Looked up once: it reads the metadata of every installed package."""
+    return tuple(entry_points(group="covey.components"))
 
 
 def kinds(stage: str) -> dict[str, type[Component]]:

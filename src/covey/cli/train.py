@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from covey.cli.config import leaves
 from covey.cli.settings import AsJson, ConfigFile, Settings, check_data, print_json, read_run_config, resolve_settings
 from covey.errors import ConfigError, CoveyError
 
@@ -56,11 +57,10 @@ def train(
 def settle_resume(folder: Path, settings: Sequence[str]) -> RunConfig:
     """The stored configuration with harmless changes; any other change is refused, with old and new value."""
     from covey.config import resolve
-    from covey.config.values import flatten
 
     file = read_run_config(folder)
     stored, wanted = resolve(file=file).config, resolve(settings, file=file).config
-    before, after = flatten(stored.plain()), flatten(wanted.plain())
+    before, after = dict(leaves(stored.plain())), dict(leaves(wanted.plain()))
     free = [*HARMLESS, *(["budget.steps"] if stored.budget.optimizer.schedule == "constant" else [])]
     changed = [
         f"{key} {before.get(key)!r:.40} -> {after.get(key)!r:.40}"
@@ -79,7 +79,10 @@ def refuse_used(out: Path) -> None:
         return
     from covey.errors import OutputError
 
-    if out.exists() and not out.is_dir():
-        raise OutputError(str(out), "is a file", "Give a folder that is new or empty.")
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(str(nearest), "is a file", "Give a folder that is new or empty.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(str(nearest), "cannot be written", "Choose a folder you may write to.")
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")

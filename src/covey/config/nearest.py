@@ -39,6 +39,9 @@ ELSEWHERE = {
 }
 """What a setting is called in other libraries -> what it is called here."""
 
+FURTHEST = 3
+"""More slips than these are another word."""
+
 
 def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey config schema`.") -> str:
     """A sentence with the key that was meant, or `otherwise` where none is near.
@@ -52,8 +55,9 @@ def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey conf
     endings = [option for option in known if option.endswith(f".{name}")]
     if endings:
         return f"Did you mean '{min(endings, key=lambda option: (option.count('.'), option))}'?"
-    best = min(known, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
-    if best is not None and _slips_to(name, best) <= min(3, (len(name) + 1) // 2):
+    near = [option for option in known if _gap(name, option) <= FURTHEST]
+    best = min(near, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
+    if best is not None and _slips_to(name, best) <= min(FURTHEST, (len(name) + 1) // 2):
         return f"Did you mean '{best}'?"
     return otherwise
 
@@ -78,6 +82,11 @@ def _slips_to(name: str, option: str) -> int:
     tail = option.rpartition(".")[2]
     # A bare last part costs one slip more, so that a whole key wins where both are as near.
     return whole if "." in name or tail == option else min(whole, slips(name, tail) + 1)
+
+
+def _gap(name: str, option: str) -> int:
+    """A lower bound of the slips, from the lengths alone."""
+    return min(abs(len(name) - len(option)), abs(len(name) - len(option.rpartition(".")[2])))
 
 
 def _common(name: str, option: str) -> int:
