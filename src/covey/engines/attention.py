@@ -135,7 +135,7 @@ def visible(query_at: Int[Tensor, "*B Q"], width: int, window: int | None) -> Te
     return seen if window is None else seen & (at > query_at[..., None] - window)
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: Any) -> None:
     """Make a causal LM ready for covey: our attention function, no dropout ever. Refuses models it cannot serve."""
     config = model.config.get_text_config()
     unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
@@ -148,7 +148,7 @@ def prepare(model: nn.Module) -> None:
     switch_attention(model, NAME)
 
 
-def switch_attention(model: nn.Module, name: str) -> None:
+def switch_attention(model: Any, name: str) -> None:
     """Use another registered attention function from now on."""
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
@@ -157,7 +157,7 @@ def switch_attention(model: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def borrowed_attention(model: nn.Module, name: str) -> Iterator[None]:
+def borrowed_attention(model: Any, name: str) -> Iterator[None]:
     """Another attention function for a while."""
     before = model.config._attn_implementation
     switch_attention(model, name)
@@ -167,9 +167,9 @@ def borrowed_attention(model: nn.Module, name: str) -> Iterator[None]:
         switch_attention(model, before)
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def decoder_of(model: Any) -> nn.Module:
     """The part of a causal LM that ends in hidden states."""
-    decoder = model.get_decoder()
+    decoder: nn.Module = model.get_decoder()
     if decoder is model:
         raise ConfigError("model", f"{type(model).__name__} has no decoder apart from its head", "Use a causal LM.")
     return decoder

@@ -63,7 +63,8 @@ class PrefillLayout:
         for count, length in self.runs:
             stop = start + count * length
             q, k, v = (
-                tensor[start:stop].unflatten(0, (count, length)).transpose(1, 2) for tensor in (query, key, value)
+                tensor[start:stop].view(count, length, *tensor.shape[1:]).transpose(1, 2)
+                for tensor in (query, key, value)
             )
             outs.append(self._attend_run(q, k, v, rule))
             times = torch.tensor(self.copies[prompt : prompt + count], device=key.device)

@@ -50,7 +50,10 @@ def choose(logits: Float[Tensor, "B V"], keys: Int[Tensor, " B"], step: int, sam
     Temperature 0 takes the likeliest token; its log-probability is that at temperature 1.
     """
     rows = max(1, _NUMBERS_PER_CHUNK // logits.shape[-1])
-    parts = [_choose(part, key, step, sampling) for part, key in zip(logits.split(rows), keys.split(rows), strict=True)]
+    parts = [
+        _choose(part, key, step, sampling)
+        for part, key in zip(torch.split(logits, rows), torch.split(keys, rows), strict=True)
+    ]
     if len(parts) == 1:
         return parts[0]
     token, sampled, policy = zip(*parts, strict=True)

@@ -70,13 +70,13 @@ def score_tokens(
     def score(hidden: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return _score_chunk(logits_of(hidden), target, temperature or 1.0, functions)
 
-    if len(target) <= size:
+    chunks = list(zip(torch.split(hidden, size), torch.split(target, size), strict=True))
+    if len(chunks) <= 1:
         parts = [score(hidden, target)]
     elif torch.is_grad_enabled():
-        chunks = zip(hidden.split(size), target.split(size), strict=True)
         parts = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     else:
-        parts = [score(*chunk) for chunk in zip(hidden.split(size), target.split(size), strict=True)]
+        parts = [score(*chunk) for chunk in chunks]
     return dict(zip(("logp", *functions), map(torch.cat, zip(*parts, strict=True)), strict=True))
 
 

@@ -83,7 +83,7 @@ class PackedLayout:
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """`rows[index]`, as an embedding look-up: its backward is the fastest sum over repeated rows on a CPU."""
-    return embedding(index, rows.flatten(1)).unflatten(-1, rows.shape[1:])
+    return embedding(index, rows.flatten(1)).view(*index.shape, *rows.shape[1:])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, seen: Tensor, rule: Rule) -> Tensor:
@@ -133,8 +133,8 @@ def pack(rows: Batch) -> Packed:
             tokens += written[row][:length]
             positions += range(home.length, home.length + length)
     first = torch.tensor([homes[group].start + homes[group].length - 1 for group in groups], dtype=torch.long)
-    row, at = rows.mask.cpu().nonzero(as_tuple=True)
-    source = torch.where(at == 0, first[row], torch.tensor(starts, dtype=torch.long)[row] + at - 1)
+    places, at = rows.mask.cpu().nonzero(as_tuple=True)
+    source = torch.where(at == 0, first[places], torch.tensor(starts, dtype=torch.long)[places] + at - 1)
     return Packed(
         torch.tensor(tokens, device=device),
         torch.tensor(positions, device=device),

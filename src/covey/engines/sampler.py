@@ -175,7 +175,9 @@ class Wave:
     def _prefill(self, prompts: Sequence[tuple[int, ...]], copies: list[int], row: int) -> Float[Tensor, "P H"]:
         """Hidden state of every prompt's last token; keys go to the cache from `row` on."""
         padded = [round_up(len(prompt)) for prompt in prompts]
-        tokens, positions, last = [], [], []
+        tokens: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
         for prompt, length in zip(prompts, padded, strict=True):
             rest = length - len(prompt)
             last.append(len(tokens) + len(prompt) - 1)

@@ -124,7 +124,9 @@ def _canary(model: nn.Module, tokenizer: Any) -> Batch:
                 for at, sample in enumerate(samples)
             ),
         )
-        for request, samples in zip(requests, HFSampler(model, tokenizer=tokenizer).sample(requests, sampling), strict=True)
+        for request, samples in zip(
+            requests, HFSampler(model, tokenizer=tokenizer).sample(requests, sampling), strict=True
+        )
     ]
     batch = rows_of(groups, {}, torch.float64)
     return batch.with_(tokens=batch.tokens.to(device), mask=batch.mask.to(device))
