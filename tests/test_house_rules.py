@@ -29,7 +29,7 @@ ORDER = (
     # ring two: what happens between prompts and gradients
     "rewards", "tasks", "columns", "collect", "evaluate", "observe", "context", "gradient", "checkpoint", "loop",
     # ring three: engines
-    "models", "engines", "models.measure", "models.make", "sft",
+    "models", "engines", "sft", "models.measure", "models.make_tiny",
     # what puts a run together
     "config", "folder", "interrupt", "assembly", "run", "cli",
 )  # fmt: skip
@@ -198,9 +198,8 @@ def imports(path: Path) -> Iterator[tuple[str, ast.AST]]:
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            if name.startswith("covey.") and (part := part_of(name.removeprefix("covey."))):
-                yield part, node
+        for part in {part_of(name.removeprefix("covey.")) for name in names if name.startswith("covey.")} - {None}:
+            yield part, node
 
 
 def test_every_part_has_its_place() -> None:

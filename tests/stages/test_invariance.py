@@ -13,7 +13,7 @@ from covey.batch import Keep
 from covey.recipes.recipe import Recipe
 from covey.registry import Component, component
 from covey.stages.objective import couples, objective, outputs
-from tests.stages import coupled  # registers the test-only components, so that they are among "everything"
+from tests.stages import coupled
 from tests.stages.contract import (
     BASE,
     all_recipes,
