@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,15 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from covey.engines.loading import render
 from covey.errors import CoveyError, DivergedError
 from covey.models import find_model, list_models
 from covey.models.card import write_card, write_curve
 from covey.models.make_tiny import COLD, Making, adjust, check, list_faults, main, train
-from covey.models.measure import PlainSampler, measure, render
+from covey.models.measure import measure
 from covey.models.vocabulary import CHARACTERS, SPECIAL, build_tokenizer
 from covey.sft import load
 from covey.tasks.compose import tiny
-from covey.types import Message, Request, Sampling
+from covey.types import Message
 
 torch.set_num_threads(1)
 FOLDER = Path(find_model("tiny"))
@@ -178,30 +178,3 @@ def test_the_script_refuses_a_used_folder_and_an_untrained_model(
     assert "not there yet" in capsys.readouterr().err
     assert main(["--check", str(tmp_path)]) == 2
     assert issubclass(DivergedError, CoveyError)
-
-
-def test_samples_follow_the_model_and_not_their_batch() -> None:
-    model, tokenizer = load("tiny")
-    prompts = [render(tokenizer, [Message("user", text)]) for text in ("L(abc)=", "12+34=", "A(D(fab))=")]
-    requests = [Request(str(i), prompt, tuple(range(1000 * i, 1000 * i + 8))) for i, prompt in enumerate(prompts)]
-    sampling = Sampling(max_tokens=24, stop_ids=(tokenizer.eos_token_id,))
-    together = PlainSampler(model).sample(requests, sampling)
-    for request, expected in zip(requests, together, strict=True):
-        assert PlainSampler(model).sample([request], sampling) == [expected]
-
-
-def test_the_first_token_is_drawn_with_the_probability_that_the_model_gives_it() -> None:
-    model, tokenizer = load("tiny")
-    model.lm_head.weight.data *= 0.3  # tied: flat enough that many tokens have a chance
-    prompt, n = render(tokenizer, [Message("user", "12+34=")]), 4000
-    drawn = PlainSampler(model).sample([Request("p", prompt, tuple(range(n)))], Sampling(max_tokens=1, stop_ids=(1,)))[
-        0
-    ]
-    counts = torch.zeros(model.config.vocab_size)
-    for sample in drawn:
-        counts[sample.turn.tokens[0]] += 1
-    with torch.no_grad():
-        expected = torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1], -1)
-    for token, share in enumerate(expected.tolist()):
-        error = math.sqrt(share * (1 - share) / n)
-        assert abs(counts[token].item() / n - share) < 5 * error + 1e-3, token

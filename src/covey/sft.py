@@ -191,18 +191,12 @@ def refuse_used(out: Path) -> None:
 
 def load(name: str) -> tuple[Any, Any]:
     """A causal language model in float32 and its tokenizer, from a folder or by the name of an embedded model."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from covey.engines.loading import load_model
 
-    folder = find_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise MissingInputError(f"model {name}", f"cannot be loaded ({str(error).splitlines()[0]:.120})") from None
-    if tokenizer.eos_token_id is None:
+    loaded = load_model(find_model(name))
+    if loaded.tokenizer.eos_token_id is None:
         raise ConfigError(f"model {name}", "its tokenizer has no end token", "Set eos_token in tokenizer_config.json.")
-    return model, tokenizer
+    return loaded.model, loaded.tokenizer
 
 
 def save(model: Any, tokenizer: Any, folder: Path, *, texts: Mapping[str, str] | None = None) -> None:
@@ -222,24 +216,19 @@ def save(model: Any, tokenizer: Any, folder: Path, *, texts: Mapping[str, str] |
 
 
 def encode(tokenizer: Any, lesson: Lesson, max_tokens: int) -> Example:
-    """The token ids of a lesson: the chat template's prompt, then the response and the end token.
+    """The token ids of a lesson: the prompt as a sampler would get it, then the response and the end token."""
+    from covey.engines.loading import render
 
-    A tokenizer without a chat template gets the messages' texts one after the other.
-    """
     prompt, response = lesson
-    chat = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        asked = tokenizer.encode(text, add_special_tokens=False)
-    else:
-        asked = tokenizer.encode("".join(message["content"] for message in chat))
-    learnt = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
-    if not asked:
-        raise DataError(prompt.id, "the prompt has no token", "Give a prompt that is not empty.")
+    try:
+        asked = render(tokenizer, prompt.messages)
+    except DataError as error:
+        raise DataError(prompt.id, f"{error.where}: {error.found}", error.right) from None
+    learnt = (*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id)
     if len(asked) + len(learnt) > max_tokens:
         found = f"{len(asked)} prompt and {len(learnt)} response tokens"
         raise DataError(prompt.id, found, f"At most max_tokens={max_tokens}: shorten it or raise max_tokens.")
-    return Example(tuple(asked), tuple(learnt))
+    return Example(asked, learnt)
 
 
 def teach(model: Any, examples: Callable[[int], Example], plan: SftPlan, *, report: Report) -> None:
