@@ -40,27 +40,31 @@ SMALL_WIDTH = 512
 class SftPlan(Value):
     """How to learn from examples: batch words, schedule and seed."""
 
-    steps: int = Field(200, ge=1, description="optimizer steps")
-    batch: int = Field(64, ge=1, description="examples per step")
+    steps: int = Field(default=200, ge=1, description="optimizer steps")
+    batch: int = Field(default=64, ge=1, description="examples per step")
     lr: float = Field(
-        1e-5, gt=0, description="peak learning rate; 1e-5 suits billions of parameters, 2e-3 the embedded model"
+        default=1e-5, gt=0, description="peak learning rate; 1e-5 suits billions of parameters, 2e-3 the embedded model"
     )
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    final_lr: float = Field(0.05, ge=0, le=1, description="learning rate at the last step as a share of the peak")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of AdamW's two moments")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
-    max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm if it is longer")
-    slice_tokens: int = Field(4096, ge=1, description="padded tokens of one forward pass; does not change the gradient")
-    max_tokens: int = Field(4096, ge=2, description="longest example in tokens, prompt and response together")
-    seed: int = Field(0, description="seed of the order of the examples (and of dropout, if the model has any)")
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    final_lr: float = Field(
+        default=0.05, ge=0, le=1, description="learning rate at the last step as a share of the peak"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of AdamW's two moments")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay of AdamW")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="the gradient is scaled down to this norm if it is longer"
+    )
+    slice_tokens: int = Field(
+        default=4096, ge=1, description="padded tokens of one forward pass; does not change the gradient"
+    )
+    max_tokens: int = Field(default=4096, ge=2, description="longest example in tokens, prompt and response together")
+    seed: int = Field(default=0, description="seed of the order of the examples (and of dropout, if the model has any)")
 
 
 class SftConfig(SftPlan):
     """A run of `covey sft`: a model, rows to learn from and a folder for the result."""
 
-    model: str = Field(
-        "tiny", description="folder of a transformers causal language model, or the name of an embedded one"
-    )
+    model: str = Field(description="folder of a transformers causal language model, or the name of an embedded one")
     data: str = Field(
         description="JSONL file; each row holds `prompt` (text) or `messages` (chat), and `response` (text)"
     )

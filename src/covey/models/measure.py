@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from covey import tasks as _tasks  # noqa: F401  (registers the tasks that ship)
 from covey.evaluate.evaluate import Plan, SetResult, evaluate
-from covey.tasks.arithmetic import Arithmetic
-from covey.tasks.compose import Compose
-from covey.tasks.countdown import Countdown
+from covey.registry import build
 from covey.types import Sampling
 
 if TYPE_CHECKING:
     from covey.protocols import Task
 
-TASKS: dict[str, Task] = {"compose": Compose(), "arithmetic": Arithmetic(), "countdown": Countdown()}
+TASKS = {name: cast("Task", build("task", name, "task")) for name in ("compose", "arithmetic", "countdown")}
 SAMPLES = 8
 MAX_TOKENS = 48
 Figures = dict[str, dict[str, float]]
