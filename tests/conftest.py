@@ -22,5 +22,7 @@ covey.stages.objective.Recipe = Recipe  # type: ignore[attr-defined]
 
 torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
-hypothesis.settings.load_profile("default")
+# The same examples every time, so that a failure is the change's fault; `EXPLORE=1` draws new ones, and more of them.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=200)
+hypothesis.settings.load_profile("explore" if os.environ.get("EXPLORE") else "default")

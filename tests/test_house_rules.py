@@ -306,6 +306,19 @@ def test_every_public_name_has_a_docstring() -> None:
     no(found)
 
 
+def test_every_recipe_has_a_page() -> None:
+    """The page of a recipe that ships names the papers that its file names."""
+    found = []
+    for stem in sorted(recipe_files()):
+        name = getattr(import_module(f"covey.recipes.{stem}"), stem).name
+        page = ROOT / "docs" / "recipes" / f"{name}.md"
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        papers = re.findall(r"arXiv (\d{4}\.\d{5})", recipes.describe(name))
+        found += [f"docs/recipes/{name}.md: does not exist"] * (not page.exists())
+        found += [f"docs/recipes/{name}.md:1: does not name {paper}" for paper in papers if text and paper not in text]
+    no(found)
+
+
 def test_no_open_ends() -> None:
     marks = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
     lines = [(path, n, line) for path in files() for n, line in enumerate(path.read_text().splitlines(), 1)]
