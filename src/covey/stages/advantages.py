@@ -12,7 +12,7 @@ from torch import Tensor
 from covey.batch import Batch
 from covey.errors import ConfigError
 from covey.registry import Component, State, component
-from covey.stages.masked import broadcast, compact, divide, masked, moments_by, sum_by
+from covey.stages.masked import broadcast, compact, count_by, divide, masked, moments_by
 
 Part = TypeVar("Part", bound=Component)
 
@@ -48,9 +48,9 @@ class GroupNorm(Component):
         score, member = batch.columns["score"], batch.keep.statistics
         index, count = compact(batch.group)
         mean, std = moments_by(score, member, index, count, self.ddof)
-        size = sum_by(member.double(), index, count)
-        centered = masked(score.double() - mean[index], member & (size[index] > 1))
+        centered = masked(score.double() - mean[index], member)
         if self.baseline == "leave_one_out":
+            size = count_by(member, index, count)
             centered = centered * divide(size, size - 1)[index]
         if self.scale == "group":
             centered = divide(centered, std[index] + self.eps)
