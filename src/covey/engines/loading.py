@@ -188,7 +188,7 @@ def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
     """The model with all of its weights from the files: none made up, none left over by shape."""
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
         raise MissingInputError(where, f"its weights cannot be loaded ({_first_line(error)})", "") from None
