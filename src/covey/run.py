@@ -42,7 +42,8 @@ SKIPS_IN_A_ROW = 3
 class Run:
     """A run in its folder: `run.yaml`, `metrics.jsonl`, `timings.jsonl`, `rollouts/`, `checkpoints/`, `model/`.
 
-    Made by `start` or `covey.train`. `step` counts finished steps, `interrupted` says that it stopped before its budget.
+    Made by `start` or `covey.train`. `step` counts finished steps, `evaluated` is the step of the last evaluation,
+    `interrupted` says that it stopped before its budget.
     """
 
     def __init__(self, config: RunConfig, folder: Path, parts: Parts, console: Console) -> None:
@@ -50,7 +51,7 @@ class Run:
         self.step = 0
         self.interrupt = Interrupt()
         self.interrupted = False
-        self.evaluations: dict[int, Evaluation] = {}
+        self.evaluated = -1
         self.sink = RunSink(folder)
         self.ledger = JsonlSink(folder / "ledger.jsonl")
         self._resumed = False
@@ -147,7 +148,7 @@ class Run:
 
     async def end(self) -> None:
         """Evaluate unless interrupted, save, write the model folder and the learning curve."""
-        if not self.interrupted and self.step not in self.evaluations:
+        if not self.interrupted and self.evaluated < self.step:
             self.evaluate()
         self.save()
         if not self.interrupted:
@@ -171,7 +172,7 @@ class Run:
             render=parts.speech.render,
             decode=parts.speech.decode,
         )
-        self.evaluations[self.step] = found
+        self.evaluated = self.step
         self.sink.write("evaluation", {"step": self.step, **found.record()})
         self.console.evaluation(found.record(), self.step)
         return found
@@ -185,6 +186,7 @@ class Run:
             "cursor": self.collector.prompts.cursor,
             "offsets": self.sink.offsets(),
             "ledger": self.ledger.offset,
+            "evaluated": self.evaluated,
             "config": self.config.digest,
         }
         state = checkpoint.State(
@@ -211,7 +213,7 @@ class Run:
         self.collector.prompts.cursor = record["cursor"]
         self.sink.truncate(record["offsets"], found.step)
         self.ledger.truncate(record["ledger"])
-        self.step, self._resumed = found.step, True
+        self.step, self.evaluated, self._resumed = found.step, record["evaluated"], True
 
     def close(self) -> None:
         """Let go of files and of the other ranks."""
@@ -271,7 +273,7 @@ def start(
         if not world.leads:
             parts.cluster.serve()
             raise SystemExit(0)
-        rhythm = Rhythm(completions=config.report.completions_every, rows=config.report.completions)
+        rhythm = Rhythm(completions=config.report.completions_every)
         run = Run(config, folder, parts, stack.enter_context(Console(quiet=quiet, rhythm=rhythm)))
         stack.callback(run.close)
         if resume is not None:
