@@ -11,8 +11,8 @@ from covey.batch import Batch, Credited, Live
 from covey.metrics import Metrics
 from covey.types import Group, Prompt, Request, Rollout, Sample, Sampling, Score
 
-Objective = Callable[[Live, Credited], Tensor]
-"""The loss of a slice: a plain sum, so that slices only add up."""
+Objective = Callable[[Live, Credited], tuple[Tensor, Metrics]]
+"""The loss of a slice, a plain sum, so that slices only add up; and what there is to report of it."""
 
 
 class Reward(Protocol):

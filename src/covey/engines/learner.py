@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,7 @@ from covey.batch import Batch, Credited, Live
 from covey.engines.slices import Plan, cheapest_row, cut, is_token_level, plan_slices
 from covey.engines.world import World
 from covey.metrics import Metrics, highest, merge, total
-
-SliceObjective = Callable[[Live, Credited], tuple[Tensor, Metrics]]
-"""The loss of a slice (a plain sum) and what there is to report of it."""
+from covey.protocols import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +124,12 @@ class TorchLearner(SlicedScorer):
     def backward(
         self,
         batch: Credited,
-        objective: SliceObjective,
+        objective: Objective,
         outputs: Sequence[str] = (),
         temperature: float = 1.0,
         *,
         idle: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """Add the gradient of the objective, slice by slice, and return its metrics over this rank's slices.
 
         `idle`: as in `forward`; nothing is added.
@@ -150,7 +147,7 @@ class TorchLearner(SlicedScorer):
             loss.backward()  # type: ignore[no-untyped-call]
         return merge(reports)
 
-    def step(self, lr: float) -> dict[str, Any]:
+    def step(self, lr: float) -> Metrics:
         """Clip the gradient to `max_grad_norm`, apply it at learning rate `lr`, and clear it.
 
         A gradient with a number that is not finite changes nothing: neither weights nor optimizer. `grad/skipped` counts it,
@@ -209,7 +206,7 @@ class TorchLearner(SlicedScorer):
             self.optimizer.state[parameter][slot] = tensor.clone() if slot == "step" else part_of(tensor, parameter)
 
 
-def coefficients(live: Live, batch: Credited, objective: SliceObjective) -> tuple[dict[str, Tensor], Metrics]:
+def coefficients(live: Live, batch: Credited, objective: Objective) -> tuple[dict[str, Tensor], Metrics]:
     """The first of two passes: dJ/dx for every live output x of a whole unit, at detached values, and the metrics.
 
     An output that J does not read gets zeros. Back-propagating `(coef_x * x).sum()` per slice then gives J's gradient however the
