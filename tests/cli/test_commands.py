@@ -176,12 +176,15 @@ def test_a_mistake_is_one_line_with_its_exit_code(
     assert (tmp_path / "used" / "run.yaml").read_text() == "keep"
 
 
-def test_a_mistake_needs_no_model_and_few_seconds(tmp_path: Path) -> None:
-    done = python("-m", "covey", "train", "recipe.surrogate.hgih=1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "error: recipe.surrogate.hgih: clip has no field 'hgih'. Did you mean 'high'?\n"
-    code = "from covey.cli import main; assert main(['train', 'steps=0']) == 2"
+def test_a_mistake_is_found_before_transformers_is_loaded() -> None:
+    code = "from covey.cli import main; assert main(['train', 'recipe.surrogate.hgih=1', 'steps=1']) == 2"
     assert "transformers" not in loaded_after(code)
+
+
+def test_python_m_covey_is_covey(tmp_path: Path) -> None:
+    done = python("-m", "covey", "trian", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: covey: No such command 'trian'. Did you mean 'train'? See `covey --help`.\n"
 
 
 def test_debugging_shows_the_traceback(covey_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

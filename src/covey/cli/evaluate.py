@@ -43,7 +43,11 @@ def evaluate(
     Of a run, its newest model is asked the problems of its own task; the model's problems and noise depend on the
     seed alone, so two evaluations differ by the weights.
     """
-    flags = [*(settings or ()), *([f"budget.eval_samples={samples}"] if samples is not None else [])]
+    flags = list(settings or ())
+    if samples is None and temperature == 0 and not any(flag.startswith("budget.eval_samples=") for flag in flags):
+        samples = 1  # greedy answers to one problem are all the same
+    if samples is not None:
+        flags.append(f"budget.eval_samples={samples}")
     config = settle(target, flags)
     check_data(config)
     found = ask(config, temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,10 +44,14 @@ def print_rich(*parts: Any) -> None:
     """Tables and text for the terminal."""
     from rich.console import Console
 
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*parts, sep="\n")
+        return
     # Without a terminal lines are as long as they need to be: they are read by programs.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for part in parts:
-        console.print(part)
+    console = Console(highlight=False, width=200, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def read_run_config(folder: Path) -> Path:
