@@ -65,6 +65,7 @@ class Parts:
     task: Task
     speech: Speech
     sampling: Sampling
+    sampler: HFSampler
     cluster: Cluster
     collector: GroupedCollector
     improver: GradientImprover
@@ -81,7 +82,8 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
     sampling = config.budget.sampling.with_stop_ids(loaded.stop_ids)
     speech = Speech(loaded.render, loaded.decode)
     _fits(task, config, loaded)
-    cluster = _cluster(config, loaded, world)
+    sampler = _sampler(config, loaded, world)
+    cluster = _cluster(config, loaded, world, sampler)
     prompts = Prompts(task, config.budget.seed)
     collector = GroupedCollector(
         prompts,
@@ -98,6 +100,7 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
         task=task,
         speech=speech,
         sampling=sampling,
+        sampler=sampler,
         cluster=cluster,
         collector=collector,
         improver=_improver(config, cluster, getattr(task.reward, "weights", {})),
@@ -106,12 +109,14 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
     )
 
 
-def _cluster(config: RunConfig, loaded: LoadedModel, world: World) -> Cluster:
-    """Learner, sampler and, where the recipe needs one, a frozen reference on every rank.
+def _sampler(config: RunConfig, loaded: LoadedModel, world: World) -> HFSampler:
+    """Alone, the sampler shares the learner's weights; among many it keeps an unsharded copy that every publish refreshes."""
+    model = loaded.model if world.size == 1 else copy.deepcopy(loaded.model)
+    return HFSampler(model, tokenizer=loaded.tokenizer, max_rows=config.engines.sampler_rows)
 
-    Alone, the sampler shares the learner's weights; among many it keeps an unsharded copy that every publish refreshes.
-    """
-    sampled = loaded.model if world.size == 1 else copy.deepcopy(loaded.model)
+
+def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSampler) -> Cluster:
+    """Learner and sampler and, where the recipe needs one, a frozen reference on every rank."""
     options = config.budget.optimizer
     references = {}
     if "ref_logp" in config.recipe.needs():
@@ -132,7 +137,7 @@ def _cluster(config: RunConfig, loaded: LoadedModel, world: World) -> Cluster:
     return Cluster(
         world=world,
         learner=learner,
-        sampler=HFSampler(sampled, tokenizer=loaded.tokenizer, max_rows=config.engines.sampler_rows),
+        sampler=sampler,
         objective=lambda live, batch, states: objective(config.recipe, live, batch, states),
         references=references,
     )

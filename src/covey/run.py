@@ -15,6 +15,7 @@ from covey import checkpoint, files
 from covey.assembly import Parts, assemble, with_reward
 from covey.collect.rows import rows
 from covey.config import RunConfig, resolve
+from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
 from covey.errors import ConfigError, DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
@@ -97,6 +98,7 @@ class Run:
                 first=self.step,
                 parameters=parts.parameters,
                 threads=parts.threads,
+                stop_ids=parts.sampling.stop_ids,
             )
         )
         self.publish(self.step)
@@ -278,19 +280,22 @@ def start(
         stack.callback(run.close)
         if resume is not None:
             run.restore()
-        _describe(run, fresh=resume is None)
+        _describe(run, probe_batch(parts.sampler), fresh=resume is None)
         stack.enter_context(run.interrupt)
         asyncio.run(loop(run))
         return run
 
 
-def _describe(run: Run, *, fresh: bool) -> None:
-    """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`)."""
+def _describe(run: Run, finding: BatchFinding, *, fresh: bool) -> None:
+    """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`); say where a promise does not hold."""
+    if not finding.exact:
+        run.console.note(str(finding))
     if fresh:
         files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
     parts = run.parts
     facts = {
         **describe_machine(parts.threads, parts.world.size),
+        "batch_probe": str(finding),
         "stop_ids": list(parts.sampling.stop_ids),
         "recipe": run.config.recipe.digest,
         "config": run.config.digest,

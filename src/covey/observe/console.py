@@ -39,6 +39,7 @@ class RunInfo:
     parameters: int = 0
     device: str = "cpu"
     threads: int = 1
+    stop_ids: tuple[int, ...] = ()
     estimate_s: float | None = None
     command: str = "covey train"
 
@@ -104,12 +105,19 @@ class Console:
             f"{info.prompts} prompts {sign} {info.samples} samples",
             f"{info.model}{size}",
             f"{info.device}, {threads}",
-            f"{info.steps} steps" + (f", going on at {info.first}" if info.first else ""),
+            f"{info.steps} step{'s' if info.steps != 1 else ''}"
+            + (f", going on at {info.first}" if info.first else ""),
         ]
+        if info.stop_ids:
+            facts.append(f"stops at token {', '.join(map(str, info.stop_ids))}")
         if info.estimate_s is not None:
             facts.append(f"about {duration(info.estimate_s)}")
         head = f"{info.command}: {info.recipe} on {info.task}"
         self._print(Text(clean(" | ".join([head, *facts, str(info.folder)]), ascii_only=self.ascii_only), style="bold"))
+
+    def note(self, text: str) -> None:
+        """Show what was found at the start and is worth knowing."""
+        self._print(Text(f"note  {clean(text, ascii_only=self.ascii_only)}", style="yellow"))
 
     def step(
         self,
