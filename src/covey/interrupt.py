@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+
+ECHO_S = 2.0
+"""Under a launcher one Ctrl-C arrives twice, from the terminal and from the launcher: what follows this soon is no second wish."""
 
 
 class Interrupt:
     """While entered, `asked` turns True at the first SIGINT or SIGTERM; a second one acts as it would without us."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._first_s: float | None = None
         self._before: dict[signal.Signals, object] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run shall end after the step at hand."""
+        return self._first_s is not None
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for name in (signal.SIGINT, signal.SIGTERM):
-                self._before[name] = signal.signal(name, self._ask)
+                self._before[name] = signal.signal(name, self._hear)
         return self
 
     def __exit__(
@@ -25,9 +35,14 @@ class Interrupt:
     ) -> None:
         self._restore()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        echo = ECHO_S if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.0
+        if self._first_s is None:
+            self._first_s = now
+        elif now - self._first_s >= echo:
+            self._restore()
+            signal.raise_signal(signal.Signals(number))
 
     def _restore(self) -> None:
         for name, handler in self._before.items():

@@ -15,6 +15,7 @@ from covey import checkpoint, files
 from covey.assembly import Parts, assemble, with_reward
 from covey.collect.rows import rows
 from covey.config import RunConfig, resolve
+from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
 from covey.errors import ConfigError, DivergedError
@@ -205,11 +206,9 @@ class Run:
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint of the folder; later rows of the logs are cut off."""
-        from safetensors.torch import load_file
-
         found = checkpoint.load(self.folder)
         record = found.record()
-        self.parts.cluster.load(weights=load_file(found.model / "model.safetensors"), optimizer=found.optimizer())
+        self.parts.cluster.load(weights=found.weights(DTYPES[self.config.model.dtype]), optimizer=found.optimizer())
         self.improver.states = record["states"]
         self.improver.optimizer_steps = record["optimizer_steps"]
         self.collector.prompts.cursor = record["cursor"]
