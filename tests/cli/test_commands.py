@@ -152,11 +152,11 @@ MISTAKES: dict[tuple[str, ...], tuple[int, str]] = {
     ("recipes", "show", "grop"): (2, "Did you mean 'grpo'?"),
     ("config", "show", "x=1"): (2, "there is no such key"),
     ("config", "schema", "budget.optmizer"): (2, "Did you mean 'budget.optimizer'?"),
-    ("sft",): (2, "data: absent. Write data=VALUE."),
+    ("sft", "model=tiny", "out=y"): (2, "data: absent. Write data=VALUE."),
     ("sft", "data=x", "out=y", "stesp=3"): (2, "stesp: there is no such key. Did you mean 'steps'?"),
     ("sft", "data=x", "data=y"): (2, "data: given twice"),
-    ("sft", "data=x", "out=y", "lr=fast"): (2, "lr: got 'fast'"),
-    ("sft", "data=nope.jsonl", "out=y"): (66, "nope.jsonl"),
+    ("sft", "model=tiny", "data=x", "out=y", "lr=fast"): (2, "lr: got 'fast'"),
+    ("sft", "model=tiny", "data=nope.jsonl", "out=y"): (66, "nope.jsonl"),
 }
 
 
