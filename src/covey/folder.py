@@ -8,24 +8,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from covey import files
 from covey.errors import OutputError
 
 PACKAGES = ("covey", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
+def check_free(out: Path | None) -> None:
+    """Refuse an output folder that holds something or cannot be made; of many ranks the first one decides."""
+    if out is None or os.environ.get("RANK", "0") != "0":
+        return
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(str(nearest), "is a file", "Give a folder that is new or empty.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(str(nearest), "cannot be written", "Choose a folder you may write to.")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")
+
+
 def new_folder(out: Path | None, name: str, home: Path = Path("runs")) -> Path:
     """A folder that no run has used: `out`, or the first free `runs/<name>-<n>/`. Made here; a used one is refused."""
     if out is None:
         return _first_free(name, home)
-    if out.is_file():
-        raise OutputError(str(out), "is a file", "Give a folder that is new or empty.")
+    check_free(out)
     with files.reported(out):
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")
     return out
 
 
@@ -45,6 +53,8 @@ def _first_free(name: str, home: Path) -> Path:
 
 def describe_machine(threads: int, ranks: int) -> dict[str, Any]:
     """What "the same bytes" depends on: versions, processor capability, threads, ranks."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -9,7 +9,7 @@ import time
 from types import FrameType, TracebackType
 
 ECHO_S = 2.0
-"""Under a launcher one Ctrl-C arrives twice, from the terminal and from the launcher: what follows this soon is no second wish."""
+"""Under a launcher one Ctrl-C arrives twice, from it and from the terminal: what follows this soon is no second wish."""
 
 
 class Interrupt:

@@ -20,7 +20,7 @@ from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
 from covey.errors import ConfigError, DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
-from covey.folder import describe_machine, new_folder
+from covey.folder import check_free, describe_machine, new_folder
 from covey.interrupt import Interrupt
 from covey.loop import train as loop
 from covey.metrics import Metrics, values
@@ -217,8 +217,7 @@ class Run:
         self.step, self.evaluated, self._resumed = found.step, record["evaluated"], True
 
     def close(self) -> None:
-        """Let go of files and of the other ranks."""
-        self.parts.cluster.stop()
+        """Let go of the files and of the terminal."""
         self.console.close()
         self.sink.close()
         self.ledger.close()
@@ -262,35 +261,34 @@ def start(
 
     Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
     """
+    config.task.train(config.budget.seed, 0)  # type: ignore[attr-defined]  # mistakes in the data show before a model is loaded
     world = World.from_environment()
+    if world.leads:
+        check_free(out) if resume is None else checkpoint.load(resume)
+    parts = assemble(config, with_reward(config.task, config.reward), world)
+    if not world.leads:
+        parts.cluster.serve()
+        raise SystemExit(0)
     with ExitStack() as stack:
-        folder = Path()
-        if world.leads:
-            folder = resume if resume is not None else new_folder(out, config.name)
-            stack.enter_context(checkpoint.active(folder))
-            if resume is not None:
-                checkpoint.load(folder)
-        parts = assemble(config, with_reward(config.task, config.reward), world)
-        if not world.leads:
-            parts.cluster.serve()
-            raise SystemExit(0)
-        rhythm = Rhythm(completions=config.report.completions_every)
-        run = Run(config, folder, parts, stack.enter_context(Console(quiet=quiet, rhythm=rhythm)))
+        stack.callback(parts.cluster.stop)
+        folder = new_folder(out, config.name) if resume is None else resume
+        stack.enter_context(checkpoint.active(folder))
+        console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
+        run = Run(config, folder, parts, stack.enter_context(console))
         stack.callback(run.close)
         if resume is not None:
             run.restore()
-        _describe(run, probe_batch(parts.sampler), fresh=resume is None)
+        _describe(run, probe_batch(parts.sampler))
         stack.enter_context(run.interrupt)
         asyncio.run(loop(run))
         return run
 
 
-def _describe(run: Run, finding: BatchFinding, *, fresh: bool) -> None:
+def _describe(run: Run, finding: BatchFinding) -> None:
     """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`); say where a promise does not hold."""
     if not finding.exact:
         run.console.note(str(finding))
-    if fresh:
-        files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
+    files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
     parts = run.parts
     facts = {
         **describe_machine(parts.threads, parts.world.size),

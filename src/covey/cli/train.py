@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,13 +33,14 @@ def train(
 
     Layers, later wins: defaults, the model's own covey.yaml, --config, KEY=VALUE.
     """
+    from covey.folder import check_free
+
     if resume is not None and (out is not None or config is not None):
         other = "--out" if out is not None else "--config"
         raise CoveyError("covey train", f"{other} beside --resume", "A resumed run has its own folder and settings.")
     chosen = resolve_settings(settings, config).config if resume is None else settle_resume(resume, settings or ())
-    if out is not None:
-        refuse_used(out)
     check_data(chosen)
+    check_free(out)
     if dry_run:
         print_json(chosen.plain()) if as_json else typer.echo(chosen.write_yaml(), nl=False)
         return
@@ -71,18 +71,3 @@ def settle_resume(folder: Path, settings: Sequence[str]) -> RunConfig:
         right = "Resume without these settings, or start a new run."
         raise ConfigError(str(folder), f"the run was made with other settings: {', '.join(changed)}", right)
     return wanted
-
-
-def refuse_used(out: Path) -> None:
-    """Refuse an output folder that holds something, before anything is loaded; of many ranks the first one decides."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    from covey.errors import OutputError
-
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise OutputError(str(nearest), "is a file", "Give a folder that is new or empty.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(str(nearest), "cannot be written", "Choose a folder you may write to.")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")

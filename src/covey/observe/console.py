@@ -26,7 +26,7 @@ Outcome = Literal["done", "interrupted", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What the header says: `first` steps were done before; `estimate_s` is the expected time, None if unknown."""
+    """What the header says: `first` steps were done before."""
 
     recipe: str
     model: str
@@ -40,7 +40,6 @@ class RunInfo:
     device: str = "cpu"
     threads: int = 1
     stop_ids: tuple[int, ...] = ()
-    estimate_s: float | None = None
     command: str = "covey train"
 
 
@@ -110,8 +109,6 @@ class Console:
         ]
         if info.stop_ids:
             facts.append(f"stops at token {', '.join(map(str, info.stop_ids))}")
-        if info.estimate_s is not None:
-            facts.append(f"about {duration(info.estimate_s)}")
         head = f"{info.command}: {info.recipe} on {info.task}"
         self._print(Text(clean(" | ".join([head, *facts, str(info.folder)]), ascii_only=self.ascii_only), style="bold"))
 
