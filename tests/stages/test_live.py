@@ -278,6 +278,17 @@ def test_extreme_ratios_stay_finite(part: Clip, advantage: float, value: float) 
         assert now.logp.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("surrogate", [Clip(), Clip(dual=3.0), PolicyGradient()], ids=str)
+@pytest.mark.parametrize("filler", [math.nan, math.inf, 1e300])
+def test_an_advantage_at_padding_is_never_read(surrogate: Component, filler: float) -> None:
+    batch, now = one_row([-1.0, -2.0], [1.0, filler], mask=[True, False]), live([-1.1, 5.0])
+    value = gain(None if isinstance(surrogate, PolicyGradient) else TokenRatio(), surrogate, now, batch)
+    assert float(value[0, 1].detach()) == 0
+    value.sum().backward()
+    assert now.logp.grad.isfinite().all()
+    assert float(now.logp.grad[0, 1]) == 0
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("value", [200.0, -200.0, math.inf, -math.inf])
 def test_extreme_divergences_stay_finite(estimator: str, value: float) -> None:
