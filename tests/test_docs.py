@@ -71,3 +71,9 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_the_page_of_metrics_is_the_table_in_the_code() -> None:
+    from covey.observe.names import markdown
+
+    assert (ROOT / "docs/metrics.md").read_text().endswith(markdown())

@@ -21,14 +21,13 @@ INFO = RunInfo(
     prompts=8,
     samples=4,
     parameters=312_345,
-    estimate_s=70.0,
 )
 VALUES = {
     "reward/mean": 0.25,
     "reward/correct": 0.25,
     "group/mixed": 0.5,
     "length/mean": 13.2,
-    "entropy/mean": 1.23,
+    "entropy/sampled": 1.23,
     "clip/low": 0.01,
     "clip/high": 0.02,
     "time/step_s": 1.5,
@@ -82,7 +81,7 @@ def test_the_header_says_what_runs_where():
     recorded.console.start(INFO)
     assert recorded.text.strip() == (
         "covey train: dr_grpo on compose | 8 prompts × 4 samples | tiny (312 k parameters) | cpu, 1 thread | 12 steps | "
-        "about 1 min 10 s | runs/demo-1"
+        "runs/demo-1"
     )
 
 

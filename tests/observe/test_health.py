@@ -12,7 +12,7 @@ GOOD = {
     "group/all_right": 0.2,
     "group/all_wrong": 0.2,
     "stop/truncated": 0.2,
-    "entropy/mean": 1.0,
+    "entropy/sampled": 1.0,
     "reward/failed": 0.0,
     "grad/skipped": 0.0,
     "logp/nonfinite": 0.0,
@@ -80,12 +80,12 @@ def test_the_line_says_on_which_side_the_groups_are_and_what_helps():
 
 
 def test_entropy_collapse_compares_with_the_start_and_forgives_success():
-    start, low = run(5), run(5, entropy__mean=0.05)
+    start, low = run(5), run(5, entropy__sampled=0.05)
     assert codes(*start, *low) == ["entropy-collapse"]
-    assert codes(*start, *run(5, entropy__mean=0.11)) == []
-    assert codes(*start, *run(5, entropy__mean=0.05, reward__mean=0.95)) == []
-    assert codes(*start, *run(5, entropy__mean=0.05, reward__correct=0.3)) == ["entropy-collapse"]
-    assert codes(*run(10, entropy__mean=0.05)) == []
+    assert codes(*start, *run(5, entropy__sampled=0.11)) == []
+    assert codes(*start, *run(5, entropy__sampled=0.05, reward__mean=0.95)) == []
+    assert codes(*start, *run(5, entropy__sampled=0.05, reward__correct=0.3)) == ["entropy-collapse"]
+    assert codes(*run(10, entropy__sampled=0.05)) == []
 
 
 def test_every_condition_is_documented_and_findings_are_one_line():

@@ -70,7 +70,7 @@ def test_clocks_are_kept_from_what_has_to_be_equal():
 
 
 def test_trl_names():
-    values = {"reward/mean": 0.5, "reward/correct": 0.25, "clip/low": 0.1, "entropy/mean": 1.0, "admit/kept": 1.0}
+    values = {"reward/mean": 0.5, "reward/correct": 0.25, "clip/low": 0.1, "entropy/sampled": 1.0, "admit/kept": 1.0}
     assert trl_names(values) == {
         "reward": 0.5,
         "rewards/correct/mean": 0.25,

@@ -100,12 +100,16 @@ def measure(groups: Sequence[Group]) -> dict[str, Metric]:
     outcomes = [value for rollout in rollouts if (value := next(iter(rollout.rewards.values()), None)) is not None]
     spreads = [_outcomes(group) for group in groups]
     lengths = [rollout.length for rollout in rollouts]
+    logps = [
+        logp for rollout in rollouts for turn in rollout.turns for logp in turn.sampled_logp or () if logp > -math.inf
+    ]
     out = {
         "reward/mean": mean(sum(outcomes), len(outcomes)),
         "reward/failed": mean(sum(bool(rollout.failures) for rollout in rollouts), len(rollouts)),
         "group/mixed": mean(sum(len(set(values)) > 1 for values in spreads), len(groups)),
         "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in spreads), len(groups)),
         "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in spreads), len(groups)),
+        "entropy/sampled": mean(-sum(logps), len(logps)),
         "length/mean": mean(sum(lengths), len(lengths)),
         "length/max": highest(max(lengths, default=0)),
         "stop/truncated": mean(sum(rollout.stop == Stop.LENGTH for rollout in rollouts), len(rollouts)),

@@ -107,8 +107,8 @@ def truncation(history: History) -> Finding | None:
 def entropy_collapse(history: History) -> Finding | None:
     """The entropy fell below a tenth of its start while less than 0.9 is solved: the policy stopped exploring."""
     first, last = (
-        _mean([row.get("entropy/mean", math.nan) for row in history[:WINDOW]]),
-        _mean(_last(history, "entropy/mean")),
+        _mean([row.get("entropy/sampled", math.nan) for row in history[:WINDOW]]),
+        _mean(_last(history, "entropy/sampled")),
     )
     solved = _mean(_last(history, "reward/correct") or _last(history, "reward/mean"))
     if len(history) <= WINDOW or not last < 0.1 * first or not solved < 0.9:

@@ -31,7 +31,7 @@ def fields(
         _percent("solved", values.get("reward/correct", math.nan), 2),
         Field(f"signal {signal[0]}/{signal[1]}", 3) if signal else None,
         _number("length {:.0f}", values.get("length/mean", math.nan), 6),
-        _number("entropy {:.2f}", values.get("entropy/mean", math.nan), 4),
+        _number("entropy {:.2f}", values.get("entropy/sampled", math.nan), 4),
         _percent("clip", values.get("clip/low", 0.0) + values.get("clip/high", math.nan), 7),
         _number("{:.2g} s/step", seconds, 5),
     ]

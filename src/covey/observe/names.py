@@ -50,7 +50,15 @@ TABLE: tuple[Name, ...] = (
     Name("penalty/kl", "nats per token", "cost of the KL penalty, before its coefficient", "kl"),
     Name("penalty/*", "", "cost of one penalty per token, before its coefficient"),
     Name("logp/mean", "nats per token", "mean log-probability of the sampled tokens under the policy"),
-    Name("entropy/mean", "nats per token", "entropy of the policy, mean over its tokens", "entropy"),
+    Name(
+        "entropy/sampled",
+        "nats per token",
+        "mean of -logp over the sampled tokens: unbiased for the sampler's entropy",
+        "entropy",
+    ),
+    Name(
+        "entropy/mean", "nats per token", "entropy of the policy over the whole vocabulary, where a recipe asks for it"
+    ),
     Name("grad/norm", "", "norm of the gradient before clipping", "grad_norm"),
     Name("grad/skipped", "steps", "optimizer steps left out because their gradient was not finite"),
     Name("length/mean", "tokens", "mean length of a response", "completions/mean_length"),

@@ -22,7 +22,7 @@ from covey.observe.plain import clean
 from covey.observe.records import plain, read_records
 from covey.observe.svg import write_svg
 
-_LAST = ("reward/mean", "group/mixed", "length/mean", "entropy/mean", "stop/truncated", "grad/norm", "lr")
+_LAST = ("reward/mean", "group/mixed", "length/mean", "entropy/sampled", "stop/truncated", "grad/norm", "lr")
 
 
 def summary(folder: Path) -> dict[str, Any]:
