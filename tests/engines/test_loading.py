@@ -280,3 +280,23 @@ def test_saving_a_prepared_model_leaves_no_trace(folder: Path, tmp_path: Path) -
     shutil.copy(folder / "tokenizer.json", tmp_path / "again")
     shutil.copy(folder / "tokenizer_config.json", tmp_path / "again")
     assert load_model(tmp_path / "again").model.config._attn_implementation != "covey"
+
+
+def test_stop_strings_with_a_real_tokenizer() -> None:
+    """The first text that contains the string ends the turn, wherever the string lies in the tokens."""
+    if not loading.TINY.is_dir():
+        pytest.skip("the embedded model has not been made yet")
+    loaded = load_model("tiny")
+    sampler = HFSampler(loaded.model, tokenizer=loaded.tokenizer)
+    request = Request("a", loaded.render([Message("user", "f(ab)")]), tuple(range(8)))
+    [free] = sampler.sample([request], Sampling(max_tokens=12))
+    text = loaded.tokenizer.decode(free[0].turn.tokens)
+    stop = text[2:4]
+    [held] = sampler.sample([request], Sampling(max_tokens=12, stop=(stop,)))
+    for one, other in zip(free, held, strict=True):
+        count = len(other.turn.tokens)
+        assert other.turn.tokens == one.turn.tokens[:count]
+        assert stop not in loaded.tokenizer.decode(one.turn.tokens[: count - 1])
+        if count < 12:
+            assert stop in loaded.tokenizer.decode(other.turn.tokens)
+    assert len(held[0].turn.tokens) < 12

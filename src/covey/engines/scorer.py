@@ -19,7 +19,7 @@ from covey.engines.sampler import HFSampler
 from covey.errors import ConfigError
 from covey.types import Group, Prompt, Request, Rollout, RolloutKey, Sampling
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.25}
 """Largest difference of log-probabilities that rounding explains."""
 
 
