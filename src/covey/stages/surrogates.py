@@ -63,4 +63,4 @@ class PolicyGradient(Surrogate):
 
     def __call__(self, log_ratio: None, live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """The gain [N T]."""
-        return masked(batch.advantage.to(live.logp.dtype) * live.logp, batch.mask)
+        return masked(batch.advantage.to(live.logp.dtype) * masked(live.logp, batch.mask), batch.mask)
