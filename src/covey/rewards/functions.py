@@ -1,7 +1,7 @@
 """A user's own Python function as a reward: called by the names of its parameters, trusted with nothing it returns.
 
-`f(completion, answer) -> float | None` is called once per rollout and may be `async`. What is not a finite number (None,
-NaN, a string, an exception) becomes a typed failure with the reason, never a 0.
+`f(completion, answer) -> float | None` is called once per rollout and may be `async`. What is not a finite number
+(None, NaN, a string, an exception) becomes a typed failure with the reason, never a 0.
 """
 
 from __future__ import annotations
