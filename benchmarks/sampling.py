@@ -6,11 +6,11 @@ Both draw at temperature 1 until the end token; covey also returns each token's 
 from __future__ import annotations
 
 import torch
-from covey.engines.sampler import HFSampler
 from transformers import GenerationConfig
 
 from benchmarks.models import EOS, build
 from benchmarks.timing import compare, report
+from covey.engines.sampler import HFSampler
 from covey.random import key
 from covey.types import Request, Sampling
 

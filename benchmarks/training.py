@@ -6,11 +6,11 @@ Both in micro-batches of the same two groups, with the same loss (the mean log-p
 from __future__ import annotations
 
 import torch
-from covey.engines.scorer import Scorer
 
 from benchmarks.models import build
 from benchmarks.timing import compare, report
 from covey.batch import Batch, Keep
+from covey.engines.scorer import Scorer
 
 GROUPS, SAMPLES = 16, 8
 

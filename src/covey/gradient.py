@@ -71,7 +71,9 @@ class GradientImprover:
         reports: list[Metrics] = [metrics]
         for index in self.parts(batch, step):
             found = self.optimize(weigh(self.recipe, credited.rows(index)))
-            if len(reports) == 1 and "kl/sampled_vs_policy" in found:  # nothing has moved yet: the policy is the old one
+            if (
+                len(reports) == 1 and "kl/sampled_vs_policy" in found
+            ):  # nothing has moved yet: the policy is the old one
                 found["kl/sampled_vs_old"] = found["kl/sampled_vs_policy"]
             reports.append(found)
         return Update(merge(reports), _per_rollout(credited, groups))
