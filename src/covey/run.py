@@ -328,5 +328,6 @@ def train(
     if isinstance(data, (str, Path)):
         settings["data"] = str(data)
     elif data is not None:
-        settings["task"] = from_rows(data)
+        scored = {} if settings.get("reward") is None else {"reward": settings["reward"]}
+        settings["task"] = from_rows(data, **scored)
     return start(resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet)

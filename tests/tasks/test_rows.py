@@ -217,3 +217,17 @@ def test_order_is_the_documented_permutation() -> None:
     task = from_rows(ROWS)
     order = permutation(task.size, 9, "rows", 2)
     assert [task.train(9, 2 * task.size + i) for i in range(task.size)] == [task.split().train[i] for i in order]
+
+
+def test_the_runs_own_reward_decides_whether_answers_are_needed(tmp_path: Path) -> None:
+    from covey.config import resolve
+
+    (tmp_path / "r.py").write_text("def short(completion): return -len(completion)\n")
+    data = write(tmp_path / "d.jsonl", [{"prompt": f"{i}?"} for i in range(20)])
+    settings = [f"data={data}", f"reward={tmp_path}/r.py:short"]
+    config = resolve(settings).config
+    assert config.task.train(0, 0).answer is None  # type: ignore[attr-defined]
+    assert config.task.reward == config.reward  # type: ignore[attr-defined]
+    assert resolve(values={"task": dump(config.task), "reward": dump(config.reward)}).config.task == config.task  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="there is no column 'answer'"):
+        resolve(settings[:1]).config.task.train(0, 0)  # type: ignore[attr-defined]

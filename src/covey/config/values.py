@@ -183,6 +183,8 @@ class RunConfig(Value):
         parts["task"] = build("task", parts.get("task", DEFAULT_TASK), "task")
         if parts.get("reward") is not None:
             parts["reward"] = build_reward(parts["reward"], "reward")
+            if "reward" in type(parts["task"]).model_fields:  # such a task checks its data for what the reward needs
+                parts["task"] = parts["task"].model_copy(update={"reward": parts["reward"]})
         if isinstance(parts.get("model"), str):
             parts["model"] = {"path": parts["model"]}
         if parts.get("name") is None:
