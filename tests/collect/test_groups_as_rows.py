@@ -43,7 +43,7 @@ def test_environment_turns_are_rows_but_never_masked_in() -> None:
 
 def test_a_failed_reward_is_nan_and_its_component_keeps_its_name() -> None:
     failed = Rollout(RolloutKey("p", 1), (policy(-1.0),), Stop.END, 9, failures={"good": "timeout"})
-    batch = rows([group("a", rollout(0, policy(-1.0), good=0.5, form=-1.0), failed)], {"form": 0.0})
+    batch = rows([group("a", rollout(0, policy(-1.0), good=0.5, form=-1.0), failed)], {"good": 1.0, "form": 0.0})
     assert batch.reward_names == ("good", "form")
     assert batch.reward_weights == (1.0, 0.0)
     assert batch.reward[0].tolist() == [0.5, -1.0]
@@ -73,3 +73,13 @@ def test_rows_keep_group_ids_and_stops_under_selection() -> None:
     assert part.rollout.tolist() == [2, 0]
     assert set(part.prompts) == {0, 1}
     assert set(batch.rows(torch.tensor([2])).prompts) == {1}
+
+
+def test_the_order_of_components_is_the_reward_s_whatever_failed_first() -> None:
+    failed = Rollout(
+        RolloutKey("p", 0), (policy(-1.0),), Stop.END, 9, rewards={"form": 0.0}, failures={"good": "timeout"}
+    )
+    batch = rows(
+        [group("a", failed, rollout(1, policy(-1.0), good=1.0, form=0.0))], {"good": 1.0, "form": 0.0, "other": 1.0}
+    )
+    assert batch.reward_names == ("good", "form")

@@ -349,10 +349,27 @@ class _Sum(Component):
 
 
 def test_an_objective_leaves_nothing_unread() -> None:
-    assert refused(objective="test_sum").startswith("recipe.penalties: objective 'test_sum' never reads them.")
-    recipe = GRPO.but(objective="test_sum", penalties=())
+    nothing = {"ratio": None, "surrogate": None, "penalties": ()}
+    for field in nothing:
+        rest = {name: value for name, value in nothing.items() if name != field}
+        assert refused(objective="test_sum", **rest).startswith(f"recipe.{field}: objective 'test_sum' never reads it.")
+    recipe = GRPO.but(objective="test_sum", **nothing)
     assert recipe.live_components() == (_Sum(),)
 
 
 def test_tuples_are_the_fields_with_many_members() -> None:
     assert {name for name in STAGES if isinstance(getattr(GRPO, name), tuple)} == set(MANY)
+
+
+def test_state_where_nobody_keeps_it_is_refused() -> None:
+    @component("weighting", "test_moving")
+    class Moving(TokenMean):
+        """A weighting with state."""
+
+        def initial(self) -> dict[str, float]:
+            return {"mean": 0.0}
+
+    with pytest.raises(ConfigError, match="has state, which is not kept in this place"):
+        GRPO.but(weighting=Moving())
+    with pytest.raises(ConfigError, match="has state, which is not kept in this place"):
+        GRPO.but(**{"penalties.kl.weighting": Moving()})

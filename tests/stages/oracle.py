@@ -47,7 +47,7 @@ def deviation(values: Sequence[float], ddof: int) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - ddof))
 
 
-def weights(batch: Batch, kind: str, unit: str = "rollout", divisor: int = 0) -> Matrix:
+def weights(batch: Batch, kind: str, unit: str = "rollout", divisor: int | str = "limit") -> Matrix:
     """The normalisation of a loss, token by token, from its sentence: what is 1 divided by."""
     mask, keep = batch.mask.tolist(), batch.keep
     in_loss, in_denominator = keep.loss.tolist(), keep.denominator.tolist()
@@ -67,7 +67,7 @@ def weights(batch: Batch, kind: str, unit: str = "rollout", divisor: int = 0) ->
         elif kind == "rollout_sum":
             whole = units
         else:
-            whole = units * (divisor or limits[i])
+            whole = units * (limits[i] if divisor == "limit" else divisor)
         return 1 / whole if whole else 0.0
 
     return [[share(i) if chosen and in_loss[i] else 0.0 for chosen in row] for i, row in enumerate(mask)]
@@ -88,11 +88,11 @@ def sequence_ratio(live: Matrix, old: Matrix, mask: list[list[bool]]) -> Matrix:
     return [[mean if m else 0.0 for m in row] for mean, row in zip(means, mask, strict=True)]
 
 
-def clip_gain(log_ratio: float, advantage: float, low: float, high: float, dual: float = 0.0) -> float:
+def clip_gain(log_ratio: float, advantage: float, low: float, high: float, dual: float | None = None) -> float:
     """min(rho A, clip(rho) A); with `dual`, at least dual * A where A < 0 (arXiv 1707.06347 eq. 7, 1912.09729 eq. 5)."""
     ratio = math.exp(log_ratio)
     gain = min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
-    return max(gain, dual * advantage) if dual and advantage < 0 else gain
+    return max(gain, dual * advantage) if dual is not None and advantage < 0 else gain
 
 
 def kl(name: str, x: float, log_ratio: float = 0.0) -> float:

@@ -117,7 +117,7 @@ def test_a_recipe_of_one_function() -> None:
         def __call__(self, live: object, batch: object) -> torch.Tensor:
             return (batch.weight * torch.where(batch.mask, live.logp, 0.0) ** 2).sum()
 
-    recipe: Recipe = BASE.but(objective=Whole())
+    recipe: Recipe = BASE.but(objective=Whole(), ratio=None, surrogate=None)
     policy, batch = case(recipe, 6)
     step = weigh(recipe, credit(recipe, batch, {})[0])
     live = policy.forward(step)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from covey.collect.prompts import Issued, Prompts
+from covey.collect.rows import reward_names
+from covey.collect.scoring import score_groups
 from covey.metrics import Metric, Metrics, highest, mean, merge, total
 from covey.protocols import Reward
 from covey.random import key
@@ -37,6 +38,7 @@ class GroupedCollector:
         admit: Sequence[Admission] = (),
     ) -> None:  # fmt: skip
         self.prompts, self.sample, self.reward, self.speech = prompts, sample, reward, speech
+        self.weights: Mapping[str, float] = getattr(reward, "weights", {})
         self.samples, self.sampling, self.admit = samples, sampling, tuple(admit)
         self.dropped: list[str] = []
 
@@ -53,7 +55,10 @@ class GroupedCollector:
             admitted = [group for group in last if all(part.admits(group) for part in self.admit)]
             taken += admitted
             self.dropped += [group.id for group in last if group not in admitted]
-            reports.append(measure(last) | {"admit/kept": mean(len(admitted), len(last)), "admit/waves": highest(wave)})
+            reports.append(
+                measure(last, self.weights)
+                | {"admit/kept": mean(len(admitted), len(last)), "admit/waves": highest(wave)}
+            )
             if len(taken) >= count:
                 break
         self.dropped += [group.id for group in taken[count:]]
@@ -65,7 +70,7 @@ class GroupedCollector:
         requests = [self._request(item, ids) for item, ids in zip(issued, tokens, strict=True)]
         drawn = self.sample(requests, self.sampling)
         groups = [self._group(*parts) for parts in zip(issued, tokens, drawn, strict=True)]
-        return list(await asyncio.gather(*(self._scored(group) for group in groups)))
+        return await score_groups(self.reward, groups)
 
     def _request(self, item: Issued, tokens: tuple[int, ...]) -> Request:
         seed = self.prompts.seed
@@ -85,42 +90,30 @@ class GroupedCollector:
         )
         return Group(item.id, item.prompt, tokens, rollouts)
 
-    async def _scored(self, group: Group) -> Group:
-        scores = await self.reward.score(group.prompt, group.rollouts)
-        rollouts = tuple(
-            rollout.with_(rewards=score.values, failures=score.failures, facts=score.facts, detail=score.detail)
-            for rollout, score in zip(group.rollouts, scores, strict=True)
-        )
-        return group.with_(rollouts=rollouts)
 
+def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, Metric]:
+    """Rewards and lengths of *all* sampled rollouts, admitted or not: dropping groups must not censor the curve.
 
-def measure(groups: Sequence[Group]) -> dict[str, Metric]:
-    """Rewards and lengths of *all* sampled rollouts, admitted or not: dropping groups must not censor the curve."""
+    The outcome of a rollout, which decides what is mixed or all right, is the reward's first component.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    outcomes = [value for rollout in rollouts if (value := next(iter(rollout.rewards.values()), None)) is not None]
-    spreads = [_outcomes(group) for group in groups]
+    names = reward_names(groups, weights)
+    outcomes = [[r.rewards[names[0]] for r in group.rollouts if names[0] in r.rewards] for group in groups if names]
     lengths = [rollout.length for rollout in rollouts]
-    logps = [
-        logp for rollout in rollouts for turn in rollout.turns for logp in turn.sampled_logp or () if logp > -math.inf
-    ]
+    logps = [logp for r in rollouts for turn in r.turns for logp in turn.sampled_logp or () if logp > -math.inf]
     out = {
-        "reward/mean": mean(sum(outcomes), len(outcomes)),
+        "reward/mean": mean(sum(map(sum, outcomes)), sum(map(len, outcomes))),
         "reward/failed": mean(sum(bool(rollout.failures) for rollout in rollouts), len(rollouts)),
-        "group/mixed": mean(sum(len(set(values)) > 1 for values in spreads), len(groups)),
-        "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in spreads), len(groups)),
-        "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in spreads), len(groups)),
+        "group/mixed": mean(sum(len(set(values)) > 1 for values in outcomes), len(groups)),
+        "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in outcomes), len(groups)),
+        "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in outcomes), len(groups)),
         "entropy/sampled": mean(-sum(logps), len(logps)),
         "length/mean": mean(sum(lengths), len(lengths)),
         "length/max": highest(max(lengths, default=0)),
         "stop/truncated": mean(sum(rollout.stop == Stop.LENGTH for rollout in rollouts), len(rollouts)),
         "tokens/sampled": total(sum(lengths)),
     }
-    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.rewards):
+    for name in names:
         scored = [rollout.rewards[name] for rollout in rollouts if name in rollout.rewards]
         out[f"reward/{name}"] = mean(sum(scored), len(scored))
     return out
-
-
-def _outcomes(group: Group) -> list[float]:
-    found = (next(iter(rollout.rewards.values()), None) for rollout in group.rollouts)
-    return [value for value in found if value is not None]

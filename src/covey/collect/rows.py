@@ -19,7 +19,7 @@ def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dty
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     owner = torch.tensor([at for at, group in enumerate(groups) for _ in group.rollouts])
-    names = reward_names(groups)
+    names = reward_names(groups, weights)
     columns = [_flat(rollout) for rollout in rollouts]
     width = max((len(tokens) for tokens, *_ in columns), default=0)
     tokens = _padded([column[0] for column in columns], width, torch.long)
@@ -48,10 +48,10 @@ def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dty
     )
 
 
-def reward_names(groups: Sequence[Group]) -> tuple[str, ...]:
-    """All reward components that were scored or failed, in order of first appearance."""
-    found = [name for group in groups for r in group.rollouts for name in (*r.rewards, *r.failures)]
-    return tuple(dict.fromkeys(found))
+def reward_names(groups: Sequence[Group], weights: Mapping[str, float]) -> tuple[str, ...]:
+    """The reward components that occur, scored or failed: those that the reward declares in its order, then the others."""
+    found = dict.fromkeys(name for group in groups for r in group.rollouts for name in (*r.rewards, *r.failures))
+    return tuple(dict.fromkeys([*(name for name in weights if name in found), *found]))
 
 
 def _flat(rollout: Rollout) -> tuple[list[int], list[bool], list[float], list[float], list[int], list[int]]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from covey import random
+from covey.collect.scoring import score_groups
 from covey.errors import ConfigError, did_you_mean
 from covey.evaluate.estimators import Estimate, estimate, pass_at, powers_of_two
 from covey.evaluate.table import Tally
 from covey.types import Group, Message, Prompt, Request, Rollout, RolloutKey, Sample, Sampling, Stop
 
 if TYPE_CHECKING:
-    from covey.protocols import Reward, Sampler, Task
+    from covey.protocols import Sampler, Task
 
 Out = TypeVar("Out")
 Render = Callable[[tuple[Message, ...]], tuple[int, ...]]
@@ -128,7 +129,7 @@ def evaluate(
     groups: dict[str, tuple[Group, ...]] = {}
     for name, prompts in plan.choose(task.held_out(plan.seed)).items():
         asked = _sample(sampler, prompts, plan, sampling=sampling, render=render, decode=decode)
-        groups[name] = _wait(_score(task.reward, asked))
+        groups[name] = tuple(_wait(score_groups(task.reward, asked)))
     tallies = tuple(count(group, name) for name, members in groups.items() for group in members)
     return Evaluation(tallies, task.main_set, groups)
 
@@ -214,19 +215,6 @@ def _sample(
 
 def _rollout(key: RolloutKey, sample: Sample, limit: int, decode: Decode) -> Rollout:
     return Rollout(key, (sample.turn,), sample.stop, limit, text=decode(sample.turn.tokens))
-
-
-async def _score(reward: Reward, groups: Sequence[Group]) -> tuple[Group, ...]:
-    scored = []
-    for group, scores in zip(
-        groups, await asyncio.gather(*(reward.score(g.prompt, g.rollouts) for g in groups)), strict=True
-    ):
-        rollouts = tuple(
-            rollout.with_(rewards=score.values, failures=score.failures, facts=score.facts, detail=score.detail)
-            for rollout, score in zip(group.rollouts, scores, strict=True)
-        )
-        scored.append(group.with_(rollouts=rollouts))
-    return tuple(scored)
 
 
 def _wait(work: Coroutine[Any, Any, Out]) -> Out:

@@ -29,6 +29,7 @@ STAGES = {
 }
 """Field of a recipe -> stage of its components, in the order in which they run."""
 
+OPTIONAL = ("ratio", "surrogate", "objective")
 MANY = ("admit", "filters", "shapers", "corrections", "penalties")
 
 
@@ -48,7 +49,7 @@ class Recipe(Value):
     corrections: tuple[Component, ...] = Field(default=(), description="factors for sampler/learner mismatch")
     weighting: Component = Field(description="the normalisation over an optimizer step")
     ratio: Component | None = Field(default=None, description="log-ratio that the surrogate reads")
-    surrogate: Component = Field(description="gain per token")
+    surrogate: Component | None = Field(default=None, description="gain per token; absent only beside an objective")
     penalties: tuple[Component, ...] = Field(default=(), description="costs with their own coefficient and weighting")
     objective: Component | None = Field(default=None, description="one function that replaces the whole objective")
     waivers: tuple[str, ...] = Field(default=(), description="names of refusals that are waived on purpose")
@@ -62,27 +63,38 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
-        reads = getattr(self.surrogate, "reads_ratio", True)
-        if reads and self.ratio is None:
-            raise ConfigError(
-                "recipe.ratio", f"absent, but surrogate '{self.surrogate.kind}' reads a ratio", "Name one, e.g. token."
-            )
-        if not reads and self.ratio is not None:
-            raise ConfigError(
-                "recipe.ratio", f"surrogate '{self.surrogate.kind}' never reads it", "Leave it out (null)."
-            )
+        if self.objective is None:
+            self._refuse_ratio()
+        for field in ("ratio", "surrogate", "penalties"):
+            if self.objective is not None and getattr(self, field):
+                raise ConfigError(
+                    f"recipe.{field}", f"objective '{self.objective.kind}' never reads it", "Leave it out."
+                )
         for field in MANY:
             seen = [part.kind for part in getattr(self, field)]
             if len(set(seen)) < len(seen):
                 raise ConfigError(
                     f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
                 )
-        if self.objective is not None and self.penalties:
-            raise ConfigError(
-                "recipe.penalties", f"objective '{self.objective.kind}' never reads them", "Leave them out ([])."
-            )
+        inner = [part for outer in self.components() for part in _nested(outer) if part is not outer]
+        for part in (self.weighting, *inner):
+            if part.initial():
+                raise ConfigError(
+                    f"recipe: {part.stage} '{part.kind}'", "has state, which is not kept in this place", ""
+                )
         check(self)
         return self
+
+    def _refuse_ratio(self) -> None:
+        if self.surrogate is None:
+            raise ConfigError("recipe.surrogate", "absent", "Name one, e.g. clip, or give an objective.")
+        reads = getattr(self.surrogate, "reads_ratio", True)
+        if reads and self.ratio is None:
+            found = f"absent, but surrogate '{self.surrogate.kind}' reads a ratio"
+            raise ConfigError("recipe.ratio", found, "Name one, e.g. token.")
+        if not reads and self.ratio is not None:
+            found = f"surrogate '{self.surrogate.kind}' never reads it"
+            raise ConfigError("recipe.ratio", found, "Leave it out (null).")
 
     def components(self) -> Iterator[Component]:
         """All components in the order in which they run."""
@@ -92,9 +104,8 @@ class Recipe(Value):
 
     def live_components(self) -> tuple[Component, ...]:
         """The components that see the forward's live outputs."""
-        if self.objective is not None:
-            return (self.objective,)
-        return (*(() if self.ratio is None else (self.ratio,)), self.surrogate, *self.penalties)
+        parts = (self.ratio, self.surrogate, *self.penalties, self.objective)
+        return tuple(part for part in parts if part is not None)
 
     def needs(self) -> tuple[str, ...]:
         """The columns that its components, and the components inside these, need; without repeats."""
@@ -139,7 +150,7 @@ def _stage(field: str, value: Any) -> Any:
     if field in MANY:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(build(STAGES[field], item, f"{where}.{_kind(item)}") for item in items)
-    if value is None and field in ("ratio", "objective"):
+    if value is None and field in OPTIONAL:
         return None
     return build(STAGES[field], value, where)
 

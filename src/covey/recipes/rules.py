@@ -55,6 +55,11 @@ def _corrects_twice(recipe: Recipe) -> bool:
     return bool(recipe.corrections) and getattr(recipe.ratio, "anchor", "") == "sampled"
 
 
+def _dual_inside_clip(recipe: Recipe) -> bool:
+    dual = getattr(recipe.surrogate, "dual", None)
+    return dual is not None and dual <= 1 + getattr(recipe.surrogate, "high", 0.0)
+
+
 RULES = (
     Rule(
         "k1_as_loss",
@@ -85,7 +90,7 @@ RULES = (
     Rule(
         "dual_inside_clip",
         "recipe.surrogate.dual",
-        lambda recipe: 0 < getattr(recipe.surrogate, "dual", 0.0) <= 1 + getattr(recipe.surrogate, "high", 0.0),
+        _dual_inside_clip,
         "a dual bound within the clip range takes the gradient of unclipped tokens (arXiv 1912.09729 asks for dual > 1 + high)",
         "Use a bound such as 3.",
     ),
@@ -109,7 +114,7 @@ RUN_RULES = (
     RunRule(
         "stale_policy_gradient",
         "recipe.surrogate",
-        lambda recipe, shape: shape.optimizer_steps > 1 and recipe.surrogate.kind == "policy_gradient",
+        lambda recipe, shape: shape.optimizer_steps > 1 and getattr(recipe.surrogate, "kind", "") == "policy_gradient",
         "a policy gradient without a ratio is only right for the first optimizer step of a batch",
         "Use surrogate clip with ratio token, or one optimizer step.",
     ),

@@ -29,6 +29,8 @@ def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, 
     if recipe.objective is not None:
         loss = _call(recipe.objective, states, live, batch)
         return loss, {"loss/value": total(float(loss.detach()))}
+    if recipe.surrogate is None:
+        raise TypeError("a recipe has a surrogate or an objective")
     log_ratio = None if recipe.ratio is None else _call(recipe.ratio, states, live, batch)
     gain = _call(recipe.surrogate, states, log_ratio, live, batch)
     loss = -(batch.weight.to(gain.dtype) * gain).sum()

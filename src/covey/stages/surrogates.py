@@ -29,20 +29,20 @@ class Surrogate(Component):
 class Clip(Surrogate):
     """gain = min(rho A, clip(rho, 1 - low, 1 + high) A) (arXiv 1707.06347; low != high: arXiv 2503.14476).
 
-    `dual` bounds the gain of a negative advantage from below by dual * A (arXiv 1912.09729); 0 leaves it unbounded.
+    `dual` bounds the gain of a negative advantage from below by dual * A (arXiv 1912.09729); absent, it is unbounded.
     """
 
     low: float = Field(default=0.2, ge=0, le=1, description="how far the ratio may fall below 1")
     high: float = Field(default=0.2, ge=0, description="how far the ratio may rise above 1")
-    dual: float = Field(
-        default=0.0, ge=0, description="bound on the ratio where the advantage is negative; 0: unbounded"
+    dual: float | None = Field(
+        default=None, gt=1, description="largest ratio that a negative advantage is charged for; null: any"
     )
 
     def __call__(self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """The gain [N T]."""
         ratio, advantage = log_ratio.exp(), batch.advantage.to(log_ratio.dtype)
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - self.low, 1 + self.high) * advantage)
-        if self.dual:
+        if self.dual is not None:
             gain = torch.where(advantage < 0, torch.maximum(gain, self.dual * advantage), gain)
         return masked(gain, batch.mask)
 

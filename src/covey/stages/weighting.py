@@ -7,7 +7,7 @@ count in a denominator is the filter's word (`keep.denominator`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,15 +90,17 @@ class RolloutSum(_PerUnit):
 class Constant(_PerUnit):
     """1 / (rollouts * C) with C constant for the whole run (arXiv 2503.20783): length has no say.
 
-    `divisor` 0 takes each row's token budget, which the run's `max_tokens` fixes; never the padded width.
+    `limit` takes each row's token budget, which the run's `max_tokens` fixes; never the padded width.
     """
 
-    divisor: int = Field(default=0, ge=0, description="C in tokens; 0: the token budget of the row")
+    divisor: Literal["limit"] | Annotated[int, Field(ge=1)] = Field(
+        default="limit", description="C in tokens; limit: the token budget of the row"
+    )
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
         units = _units(self.ids(batch), batch.keep.denominator)
         constant = (
-            batch.limit.double() if self.divisor == 0 else torch.full((batch.size,), float(self.divisor)).double()
+            batch.limit.double() if self.divisor == "limit" else torch.full_like(batch.limit, self.divisor).double()
         )
         return _per_row(batch, divide(torch.ones(batch.size, dtype=torch.float64), constant * units))
