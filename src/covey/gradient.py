@@ -11,7 +11,7 @@ from torch import Tensor
 
 from covey.batch import Batch, Credited
 from covey.collect.rows import rows
-from covey.metrics import Metric, Metrics, highest, merge
+from covey.metrics import Metric, Metrics, highest, mean, merge
 from covey.protocols import Column
 from covey.random import permutation
 from covey.recipes.recipe import Recipe
@@ -71,15 +71,13 @@ class GradientImprover:
         reports: list[Metrics] = [metrics]
         for index in self.parts(batch, step):
             found = self.optimize(weigh(self.recipe, credited.rows(index)))
-            if (
-                len(reports) == 1 and "kl/sampled_vs_policy" in found
-            ):  # nothing has moved yet: the policy is the old one
+            if len(reports) == 1 and "kl/sampled_vs_policy" in found:  # nothing has moved yet
                 found["kl/sampled_vs_old"] = found["kl/sampled_vs_policy"]
             reports.append(found)
         return Update(merge(reports), _per_rollout(credited, groups))
 
     def optimize(self, part: Credited) -> dict[str, Metric]:
-        """One optimizer step on a set of whole groups."""
+        """One optimizer step on a set of whole groups; a batch's loss is the mean over its steps."""
         lr = self.schedule.lr(self.optimizer_steps)
         metrics = self.engine.update(
             part, couples=couples(self.recipe), outputs=outputs(self.recipe), temperature=self.schedule.temperature,
@@ -87,7 +85,7 @@ class GradientImprover:
         )  # fmt: skip
         self.states = advance(self.recipe, self.states, metrics)
         self.optimizer_steps += 1
-        return {**reported(metrics), "lr": highest(lr)}
+        return {**reported(metrics), "loss/value": mean(metrics["loss/value"].value), "lr": highest(lr)}
 
     def parts(self, batch: Batch, step: int) -> list[Tensor]:
         """The rows of each optimizer step: whole groups, in a new order for every pass, in nearly equal parts."""

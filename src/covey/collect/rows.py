@@ -12,7 +12,7 @@ from covey.batch import Batch, Keep
 from covey.types import STOPS, Group, Rollout
 
 
-def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dtype = torch.float32) -> Batch:
+def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dtype = torch.float64) -> Batch:
     """One row per rollout, in order; `weights` are the weights that the reward declares for its components (1 if absent).
 
     A token whose logp is not finite under sampler or policy (outside a truncated support) leaves the mask.
