@@ -24,25 +24,28 @@ from covey.models.vocabulary import build_model, build_tokenizer
 from covey.sft import Example, Lesson, SftPlan, encode, few_threads, load, save, teach
 
 SHAPE = {"width": 64, "layers": 2, "heads": 4, "inner": 176}
-PLAN = SftPlan(steps=3000, batch=64, lr=3e-3, warmup_steps=50, betas=(0.9, 0.98), weight_decay=0.01)
+PLAN = SftPlan(steps=3000, batch=64, lr=2e-3, warmup_steps=50, weight_decay=0.01)
 ATTEMPTS = 6
-LOOK_EVERY = 250
+LOOK_EVERY = 500
 STEP = 0.05
 """By how much the share of planted failures moves between two attempts."""
 ATOMS = {"compose/L1": 0.97, "compose/held_L1": 0.95}
-LOW, HIGH, MIXED = 0.22, 0.38, 0.50
+LOW, HIGH, MIXED = 0.22, 0.35, 0.50
+"""Limits at level 2. The sets of other seeds lie up to 0.04 higher, and none may pass 0.40."""
 BUDGET = """\
 # What this model learns under by default; any of it can be set on the command line.
 budget:
+  steps: 300
+  eval_every: 100
   prompts_per_step: 32
   samples_per_prompt: 8
   sampling:
     temperature: 1.0
     max_tokens: 48
   optimizer:
-    lr: 0.0005
-    warmup_steps: 10
-    betas: [0.9, 0.95]
+    lr: 0.0007
+    schedule: linear
+    betas: [0.9, 0.99]
     weight_decay: 0.0
 """
 
@@ -57,7 +60,7 @@ class Making:
     name: str = "tiny"
     priming: float = 0.25
     bridge: float = 0.20
-    planted: float = 0.45
+    planted: float = 0.40
     seed: int = 0
     plan: SftPlan = field(default=PLAN)
 
