@@ -213,7 +213,7 @@ def test_other_readers_find_the_same_numbers(number: float) -> None:
 BROKEN = {
     "steps: 3\n\tseed: 1\n": (":2:1", "spaces"),
     "budget:\n\tsteps: 1\n": (":2:1", "spaces"),
-    "steps: [1\n": (":2:1", ""),
+    "steps: [1\n": (":1:8", ""),
     "steps: 1\nsteps: 2\n": (":2:1", "occurs twice"),
     "budget: {steps: 1, steps: 2}\n": (":1:20", "occurs twice"),
     "a: &x 1\nb: *x\n": (":2:4", "aliases"),

@@ -20,7 +20,7 @@ from covey.engines.sampler import HFSampler
 from covey.engines.schedule import learning_rate
 from covey.engines.scorer import Scorer, verify
 from covey.engines.world import World
-from covey.errors import ConfigError
+from covey.errors import ConfigError, DataError
 from covey.gradient import GradientImprover, Schedule
 from covey.protocols import Reward, Task
 from covey.stages.objective import objective
@@ -167,16 +167,39 @@ def _improver(config: RunConfig, cluster: Cluster, weights: Mapping[str, float])
 
 
 def _fits(task: Task, config: RunConfig, loaded: LoadedModel) -> None:
-    """Refuse prompts that leave no room in the model's context for a response."""
+    """Refuse prompts that leave no room in the model's context for a response: the first one, or the longest of a finite task."""
+    prompt = max(_known_prompts(task, config.budget.seed), key=_characters)
     context = getattr(loaded.model.config, "max_position_embeddings", None)
-    first = loaded.render(task.train(config.budget.seed, 0).messages)
-    longest = config.budget.sampling.max_tokens
-    if context is not None and len(first) + longest > context:
+    tokens, response = _count_tokens(prompt, loaded, enough=context), config.budget.sampling.max_tokens
+    if context is None:
+        return
+    if tokens >= context:
+        found = f"it has {tokens} tokens or more, the model's context {context}"
+        raise DataError(f"prompt {prompt.id}", found, "Shorten it or take it out.")
+    if tokens + response > context:
         raise ConfigError(
             "budget.sampling.max_tokens",
-            f"{longest} response tokens after a prompt of {len(first)} exceed the model's context of {context}",
-            f"Use at most {max(context - len(first), 0)}.",
+            f"{response} response tokens after a prompt of {tokens} exceed the model's context of {context}",
+            f"Use at most {context - tokens}.",
         )
+
+
+def _count_tokens(prompt: Prompt, loaded: LoadedModel, *, enough: int | None) -> int:
+    """The tokens of a prompt; of a text that has `enough` of them in any case only the fewest possible, as counting may take long."""
+    fewest = 0 if enough is None else _characters(prompt) // max(map(len, loaded.tokenizer.get_vocab()))
+    return fewest if enough is not None and fewest >= enough else len(loaded.render(prompt.messages))
+
+
+def _known_prompts(task: Task, seed: int) -> list[Prompt]:
+    """All prompts of a finite task, the first one of an endless one."""
+    if task.size is None:
+        return [task.train(seed, 0)]
+    held = [prompt for prompts in task.held_out(seed).values() for prompt in prompts]
+    return [*(task.train(seed, at) for at in range(task.size)), *held]
+
+
+def _characters(prompt: Prompt) -> int:
+    return sum(len(message.content) for message in prompt.messages)
 
 
 def with_reward(task: Any, reward: Any) -> Task:

@@ -140,7 +140,8 @@ def _lines(node: Node | None, path: tuple[str, ...]) -> list[tuple[tuple[str, ..
 
 
 def _place(error: yaml.MarkedYAMLError, where: str) -> str:
-    mark = error.problem_mark or error.context_mark
+    ended = "stream end" in (error.problem or "")  # where the text ends says nothing: where the open part began does
+    mark = (error.context_mark if ended else None) or error.problem_mark or error.context_mark
     return where if mark is None else f"{where}:{mark.line + 1}:{mark.column + 1}"
 
 

@@ -78,9 +78,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
         except Exception as error:  # a template may raise anything, and says why
             found = f"it raised {type(error).__name__}: {error}"
             raise ConfigError("model chat template", found, "Mend the template or the prompt's messages.") from None
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        ids = tokenizer("".join(message.content for message in messages))["input_ids"]
+        ids = tokenizer("".join(message.content for message in messages), verbose=False)["input_ids"]
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
@@ -127,6 +127,8 @@ def _find_folder(source: str, where: str) -> Path:
 
 def _hub_answers() -> bool:
     """Whether a download can be tried at all: the hub's client goes on retrying for half a minute where there is no network."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
     if urllib.request.getproxies():
         return True
     address = urllib.parse.urlparse(huggingface_hub.constants.ENDPOINT)
@@ -173,11 +175,14 @@ def _check_config(folder: Path, where: str) -> None:
     kind = raw.get("model_type")
     if kind not in known:
         if raw.get("auto_map"):
-            raise ConfigError(where, "it needs code of its own (auto_map), which covey never runs", "")
+            raise ConfigError(where, "it needs code of its own (auto_map), which covey never runs", "Give a model that transformers knows.")
         raise ConfigError(where, f"config.json has the unknown model_type {kind!r}", "Update transformers.")
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind not in mapping:
         raise ConfigError(where, f"'{kind}' is no causal language model", "Give a decoder-only model.")
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
+        raise ConfigError(where, f"its weights are quantised ({method})", "Give float32, bfloat16 or float16 weights.")
 
 
 def _first_line(error: Exception) -> str:
@@ -191,9 +196,9 @@ def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
             folder, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise MissingInputError(where, f"its weights cannot be loaded ({_first_line(error)})", "") from None
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ConfigError(where, f"it cannot be built ({_first_line(error)})", "") from None
+        raise MissingInputError(where, f"its weights cannot be loaded ({_first_line(error)})", "Copy the files again.") from None
+    except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise ConfigError(where, f"it cannot be built ({_first_line(error)})", "Check its config.json.") from None
     for what, names in (("no", report["missing_keys"]), ("a misshapen", report["mismatched_keys"])):
         if names:
             first = sorted(name if isinstance(name, str) else name[0] for name in names)[0]
