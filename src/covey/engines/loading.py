@@ -175,7 +175,11 @@ def _check_config(folder: Path, where: str) -> None:
     kind = raw.get("model_type")
     if kind not in known:
         if raw.get("auto_map"):
-            raise ConfigError(where, "it needs code of its own (auto_map), which covey never runs", "Give a model that transformers knows.")
+            raise ConfigError(
+                where,
+                "it needs code of its own (auto_map), which covey never runs",
+                "Give a model that transformers knows.",
+            )
         raise ConfigError(where, f"config.json has the unknown model_type {kind!r}", "Update transformers.")
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind not in mapping:
@@ -196,7 +200,9 @@ def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
             folder, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise MissingInputError(where, f"its weights cannot be loaded ({_first_line(error)})", "Copy the files again.") from None
+        raise MissingInputError(
+            where, f"its weights cannot be loaded ({_first_line(error)})", "Copy the files again."
+        ) from None
     except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise ConfigError(where, f"it cannot be built ({_first_line(error)})", "Check its config.json.") from None
     for what, names in (("no", report["missing_keys"]), ("a misshapen", report["mismatched_keys"])):
