@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 
 import pytest
 
-from covey.collect.grouped import GroupedCollector, Speech
+from covey.collect.grouped import GroupedCollector, Speech, measure
 from covey.collect.prompts import Prompts
 from covey.metrics import values
 from covey.random import key
@@ -126,7 +127,19 @@ def test_when_nothing_is_admitted_the_last_wave_is_used() -> None:
         def train(self, seed: int, index: int) -> Prompt:
             return super().train(seed, 3 * index + 1)
 
-    made, _ = collector(Never(), admit=(Informative(max_waves=2),))
-    groups, metrics = asyncio.run(made.take(3))
-    assert len(groups) == 3
-    assert values(metrics)["admit/kept"] == 0
+    for oversample, last in ((1.0, ["n/10#0", "n/13#0", "n/16#0"]), (2.0, ["n/19#0", "n/22#0", "n/25#0"])):
+        made, _ = collector(Never(), admit=(Informative(max_waves=2, oversample=oversample),))
+        groups, metrics = asyncio.run(made.take(3))
+        assert [group.id for group in groups] == last
+        assert values(metrics)["admit/kept"] == 0
+        # a prompt is either trained on or dropped
+        everyone = [f"n/{3 * at + 1}#0" for at in range(made.prompts.cursor)]
+        assert sorted([*made.dropped, *last]) == sorted(everyone)
+
+
+def test_what_a_sampler_could_not_measure_is_counted() -> None:
+    groups, _ = asyncio.run(collector(Counting())[0].take(1))
+    turn = Turn((5, 6, 7), (-1.0, -math.inf, math.nan))
+    broken = groups[0].with_(rollouts=(groups[0].rollouts[0].with_(turns=(turn,)),))
+    found = values(measure([broken], {}))
+    assert (found["logp/nonfinite"], found["entropy/sampled"]) == (2.0, 1.0)

@@ -46,7 +46,7 @@ class GroupedCollector:
         """`count` admitted groups (fewer when the waves are used up) and what happened on the way."""
         taken: list[Group] = []
         last: list[Group] = []
-        self.dropped = []
+        issued: list[str] = []
         reports: list[Metrics] = []
         waves = min((part.max_waves for part in self.admit), default=1)
         for wave in range(1, waves + 1):
@@ -54,15 +54,16 @@ class GroupedCollector:
             last = await self._wave(self.prompts.issue(math.ceil((count - len(taken)) * factor)))
             admitted = [group for group in last if all(part.admits(group) for part in self.admit)]
             taken += admitted
-            self.dropped += [group.id for group in last if group not in admitted]
+            issued += [group.id for group in last]
             reports.append(
                 measure(last, self.weights)
                 | {"admit/kept": mean(len(admitted), len(last)), "admit/waves": highest(wave)}
             )
             if len(taken) >= count:
                 break
-        self.dropped += [group.id for group in taken[count:]]
-        groups = taken[:count] or last
+        groups = taken[:count] or last[:count]
+        trained = {group.id for group in groups}
+        self.dropped = [name for name in issued if name not in trained]
         return groups, merge([*reports, {"admit/missing": total(count - len(groups))}])
 
     async def _wave(self, issued: Sequence[Issued]) -> list[Group]:
@@ -100,14 +101,16 @@ def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, 
     names = reward_names(groups, weights)
     outcomes = [[r.rewards[names[0]] for r in group.rollouts if names[0] in r.rewards] for group in groups if names]
     lengths = [rollout.length for rollout in rollouts]
-    logps = [logp for r in rollouts for turn in r.turns for logp in turn.sampled_logp or () if logp > -math.inf]
+    logps = [logp for r in rollouts for turn in r.turns for logp in turn.sampled_logp or ()]
+    finite = [logp for logp in logps if math.isfinite(logp)]
     out = {
         "reward/mean": mean(sum(map(sum, outcomes)), sum(map(len, outcomes))),
         "reward/failed": mean(sum(bool(rollout.failures) for rollout in rollouts), len(rollouts)),
         "group/mixed": mean(sum(len(set(values)) > 1 for values in outcomes), len(groups)),
         "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in outcomes), len(groups)),
         "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in outcomes), len(groups)),
-        "entropy/sampled": mean(-sum(logps), len(logps)),
+        "entropy/sampled": mean(-sum(finite), len(finite)),
+        "logp/nonfinite": total(len(logps) - len(finite)),
         "length/mean": mean(sum(lengths), len(lengths)),
         "length/max": highest(max(lengths, default=0)),
         "stop/truncated": mean(sum(rollout.stop == Stop.LENGTH for rollout in rollouts), len(rollouts)),
