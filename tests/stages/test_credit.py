@@ -16,7 +16,7 @@ from covey.stages.corrections import TruncatedImportance
 from covey.stages.credit import credit, initial_states, weigh
 from covey.stages.filters import Overlong
 from covey.stages.masked import masked
-from covey.stages.objective import objective
+from covey.stages.objective import advance, objective
 from covey.stages.penalties import Entropy, Kl
 from covey.stages.shapers import SignWeight
 from covey.stages.weighting import RolloutMean
@@ -117,6 +117,22 @@ def test_a_recipe_of_one_function() -> None:
         def __call__(self, live: object, batch: object) -> torch.Tensor:
             return (batch.weight * torch.where(batch.mask, live.logp, 0.0) ** 2).sum()
 
+    @component("objective", "test_counting")
+    class Counting(Whole):
+        """The same, and how many tokens it has seen."""
+
+        def initial(self) -> dict[str, float]:
+            return {"tokens": 0.0}
+
+        def __call__(self, live: object, batch: object, *, state: object) -> torch.Tensor:
+            return super().__call__(live, batch)
+
+        def sums(self, live: object, batch: object) -> dict[str, float]:
+            return {"tokens": float(batch.mask.sum())}
+
+        def advance(self, state: dict[str, float], sums: dict[str, float]) -> dict[str, float]:
+            return {"tokens": state["tokens"] + sums["tokens"]}
+
     recipe: Recipe = BASE.but(objective=Whole(), ratio=None, surrogate=None)
     policy, batch = case(recipe, 6)
     step = weigh(recipe, credit(recipe, batch, {})[0])
@@ -124,3 +140,9 @@ def test_a_recipe_of_one_function() -> None:
     loss, metrics = objective(recipe, live, step, {})
     assert torch.equal(loss, (step.weight * torch.where(batch.mask, live.logp, 0.0) ** 2).sum())
     assert metrics["loss/value"].value == float(loss.detach())
+    assert "kl/sampled_vs_policy" in metrics
+
+    counting = recipe.but(objective=Counting())
+    states = initial_states(counting)
+    _, metrics = objective(counting, live, step, states)
+    assert advance(counting, states, metrics) == {"objective.test_counting": {"tokens": float(step.mask.sum())}}

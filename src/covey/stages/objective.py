@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,21 +28,21 @@ def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, 
     """
     if recipe.objective is not None:
         loss = _call(recipe.objective, states, live, batch)
-        return loss, {"loss/value": total(float(loss.detach()))}
+        return loss, _join([_shared(live, batch), _sums(recipe.objective, live, batch)], loss)
     if recipe.surrogate is None:
         raise TypeError("a recipe has a surrogate or an objective")
     log_ratio = None if recipe.ratio is None else _call(recipe.ratio, states, live, batch)
     gain = _call(recipe.surrogate, states, log_ratio, live, batch)
     loss = -(batch.weight.to(gain.dtype) * gain).sum()
     reports = [_shared(live, batch), _sums(recipe.surrogate, live, batch)]
-    if log_ratio is not None:
+    if recipe.ratio is not None and log_ratio is not None:
+        reports.append(_sums(recipe.ratio, live, batch))
         reports += [recipe.surrogate.measure(log_ratio.detach(), batch), _ratio(log_ratio.detach(), batch)]  # type: ignore[attr-defined]
     for part in recipe.penalties:
         cost = _call(part, states, live, batch)
         loss = loss + part.coef * (batch.penalty_weight[part.kind].to(cost.dtype) * cost).sum()  # type: ignore[attr-defined]
         reports += [part.measure(cost.detach(), batch), _sums(part, live, batch)]  # type: ignore[attr-defined]
-    reports.append({"loss/value": total(float(loss.detach()))})
-    return loss, {name: metric for report in reports for name, metric in report.items()}
+    return loss, _join(reports, loss)
 
 
 def couples(recipe: Recipe) -> Couples:
@@ -77,6 +77,11 @@ def _call(part: Component, states: Mapping[str, State], *inputs: Any) -> Tensor:
     name = name_of(part)
     result: Tensor = part(*inputs, state=states[name]) if name in states else part(*inputs)  # type: ignore[operator]
     return result
+
+
+def _join(reports: Iterable[Metrics], loss: Tensor) -> Metrics:
+    joined = {name: metric for report in reports for name, metric in report.items()}
+    return joined | {"loss/value": total(float(loss.detach()))}
 
 
 def _sums(part: Component, live: Live, batch: Credited) -> Metrics:
