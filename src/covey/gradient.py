@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from covey.batch import Batch, Credited
 from covey.collect.rows import rows
 from covey.metrics import Metric, Metrics, highest, mean, merge
-from covey.protocols import Column
+from covey.protocols import Column, Update
 from covey.random import permutation
 from covey.recipes.recipe import Recipe
 from covey.registry import Couples, State
@@ -37,14 +37,6 @@ class Schedule:
     seed: int
     temperature: float
     lr: Callable[[int], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one improvement did: metrics, and the mean advantage of each rollout by group id."""
-
-    metrics: Metrics
-    advantages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class GradientImprover:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,6 +14,14 @@ from covey.types import Group, Prompt, Request, Rollout, Sample, Sampling, Score
 
 Objective = Callable[[Live, Credited], tuple[Tensor, Metrics]]
 """The loss of a slice, a plain sum, so that slices only add up; and what there is to report of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one improvement did: metrics, and the mean advantage of each rollout by group id."""
+
+    metrics: Metrics
+    advantages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Reward(Protocol):
@@ -80,7 +89,7 @@ class Collector(Protocol):
 class Improver(Protocol):
     """Turns groups into a better policy: a gradient step, or an edited context."""
 
-    def improve(self, groups: Sequence[Group], step: int) -> Metrics: ...
+    def improve(self, groups: Sequence[Group], step: int) -> Update: ...
 
 
 class Sink(Protocol):

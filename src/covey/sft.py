@@ -260,7 +260,7 @@ def teach(model: Any, examples: Callable[[int], Example], plan: SftPlan, *, repo
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             row = {"sft/loss": loss, "sft/accuracy": hits / tokens, "sft/tokens": float(tokens)}
-            report({"step": step + 1, **row, "optimizer/lr": lr, "grad/norm": norm})
+            report({"step": step + 1, **row, "lr": lr, "grad/norm": norm})
     model.eval()
 
 
