@@ -12,6 +12,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
@@ -61,6 +62,10 @@ class FunctionReward(Component):
         """The weight in the mixed reward: 1."""
         return {self.name: 1.0}
 
+    def check(self, prompt: Prompt) -> None:
+        """Raises DataError where a parameter has no column in the prompt's row."""
+        self._arguments(prompt, "")
+
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One call per rollout, in order."""
         return [await self._score_one(prompt, rollout) for rollout in rollouts]
@@ -68,17 +73,17 @@ class FunctionReward(Component):
     async def _score_one(self, prompt: Prompt, rollout: Rollout) -> Score:
         # a reward function is the user's code: whatever it raises is data about this rollout, and the run goes on
         try:
-            result = self._call(**self._arguments(prompt, rollout))  # type: ignore[misc]
+            result = self._call(**self._arguments(prompt, rollout.text))  # type: ignore[misc]
             result = await result if inspect.isawaitable(result) else result
             return Score({self.name: read_number(result)})
         except (Exception, SystemExit) as error:
             reason = str(error) if isinstance(error, _NotNumberError) else f"{type(error).__name__}: {error}"
             return Score(failures={self.name: " ".join(reason.split())})
 
-    def _arguments(self, prompt: Prompt, rollout: Rollout) -> dict[str, Any]:
+    def _arguments(self, prompt: Prompt, completion: str) -> dict[str, Any]:
         columns = {
             **copy.deepcopy(dict(prompt.meta)),
-            "completion": rollout.text,
+            "completion": completion,
             "answer": prompt.answer,
             "prompt": prompt.messages[-1].content if prompt.messages else "",
         }
@@ -169,9 +174,12 @@ def _import_file(path: str, changed: int) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling inside the user's file look their module up
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError("reward", f"{path}{line} cannot be imported: {type(error).__name__}: {error}") from None
+        raise ConfigError(
+            "reward", f"{path}{line} cannot be imported: {type(error).__name__}: {error}", "Mend it."
+        ) from None
     return module
