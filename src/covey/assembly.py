@@ -185,7 +185,7 @@ def _fits(task: Task, config: RunConfig, loaded: LoadedModel) -> None:
 
 
 def _count_tokens(prompt: Prompt, loaded: LoadedModel, *, enough: int | None) -> int:
-    """The tokens of a prompt; of a text that has `enough` of them in any case only the fewest possible, as counting may take long."""
+    """The tokens of a prompt; of a text that has `enough` in any case only the fewest possible, as counting may take long."""
     fewest = 0 if enough is None else _characters(prompt) // max(map(len, loaded.tokenizer.get_vocab()))
     return fewest if enough is not None and fewest >= enough else len(loaded.render(prompt.messages))
 

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from covey import files
-from covey.errors import MissingInputError, OutputError, StorageError
+from covey.errors import DataError, MissingInputError, OutputError, StorageError
 from covey.types import Json
 
+FORMAT = 1
+"""Version of what `state.json` means; a checkpoint of a later one is refused."""
 _NAME = re.compile(r"(\.old-)?step-(\d{6,})")
 _locked: set[int] = set()
 
@@ -96,7 +98,7 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
             if files.begin("write"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         files.write_bytes(folder / "optimizer.safetensors", _tensor_bytes(state.optimizer))
-        text = json.dumps({"step": step, "record": state.record}, indent=1, allow_nan=False)
+        text = json.dumps({"format": FORMAT, "step": step, "record": state.record}, indent=1, allow_nan=False)
         files.write_bytes(folder / "state.json", text.encode())
 
     files.write_folder(target, fill, facts={"step": step})
@@ -118,7 +120,7 @@ def foreign_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise StorageError(str(path), f"writing failed ({error})", "Make room and resume.") from error
+        raise StorageError(str(path), f"writing failed ({error})", "Make room, then resume or start again.") from error
 
 
 def _folders(home: Path) -> list[tuple[int, Path]]:
@@ -155,9 +157,16 @@ def latest(run_folder: Path) -> Checkpoint | None:
     for step, folder in _folders(run_folder / "checkpoints"):
         reason = files.fault(folder)
         if not reason:
+            _refuse_newer(folder)
             return Checkpoint(folder=folder, step=step, skipped=tuple(skipped))
         skipped.append((folder, reason))
     return None
+
+
+def _refuse_newer(folder: Path) -> None:
+    version = json.loads((folder / "state.json").read_bytes()).get("format", FORMAT)
+    if version > FORMAT:
+        raise DataError(str(folder), f"format {version}", f"This covey reads formats up to {FORMAT}: update it.")
 
 
 def load(run_folder: Path) -> Checkpoint:

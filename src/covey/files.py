@@ -61,7 +61,9 @@ def reported(path: Path) -> Iterator[None]:
                 str(path), f"cannot be written ({reason})", "Choose a folder you may write to."
             ) from error
         advice = (
-            "Make room and resume." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the disk and resume."
+            "Make room, then resume or start again."
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "Check the disk, then resume or start again."
         )
         raise StorageError(str(path), f"writing failed ({reason})", advice) from error
 

@@ -15,10 +15,11 @@ from covey import checkpoint, files
 from covey.assembly import Parts, assemble, with_reward
 from covey.collect.rows import rows
 from covey.config import RunConfig, resolve
+from covey.config.changes import refuse_changes
 from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
-from covey.errors import ConfigError, DivergedError
+from covey.errors import ConfigError, DataError, DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
 from covey.folder import check_free, describe_machine, new_folder
 from covey.interrupt import Interrupt
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 CANARY_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5}
 """Largest gap in nats between sampler and learner on the canary after a publish, at temperature 1 and above."""
 SKIPS_IN_A_ROW = 3
-"""Optimizer steps with a non-finite gradient, one after another, after which a run stops."""
+"""Steps with a non-finite gradient, or without any score, one after another, after which a run stops."""
 
 
 class Run:
@@ -58,6 +59,7 @@ class Run:
         self.ledger = JsonlSink(folder / "ledger.jsonl")
         self._resumed = False
         self._skips = 0
+        self._unscored = 0
         self._mark = time.monotonic()
 
     @property
@@ -142,6 +144,7 @@ class Run:
         )
         self.console.step(self.step, {**numbers, **clocks}, groups, advantages)
         self._stop_if_diverged(numbers)
+        self._stop_if_unscored(groups)
         budget = self.config.budget
         if budget.eval_every and self.step % budget.eval_every == 0 and self.step < budget.steps:
             self.evaluate()
@@ -190,7 +193,7 @@ class Run:
             "offsets": self.sink.offsets(),
             "ledger": self.ledger.offset,
             "evaluated": self.evaluated,
-            "config": self.config.digest,
+            "config": self.config.plain(),
         }
         state = checkpoint.State(
             write_model=self._model_writer(),
@@ -231,6 +234,17 @@ class Run:
                 f"Lower budget.optimizer.lr; the last checkpoint is in {self.folder / 'checkpoints'}.",
             )
 
+    def _stop_if_unscored(self, groups: Sequence[Group]) -> None:
+        """One step without a score may be an outage; several are a reward that cannot work."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self._unscored = 0 if any(rollout.rewards for rollout in rollouts) else self._unscored + 1
+        if self._unscored >= SKIPS_IN_A_ROW:
+            reason = next((text for rollout in rollouts for text in rollout.failures.values()), "no component")
+            found = f"no rollout could be scored in {SKIPS_IN_A_ROW} steps in a row ({reason:.200})"
+            raise DataError(
+                f"step {self.step}", found, "Mend the reward; the reasons stand under `failures` in rollouts/."
+            )
+
     def _canary_gap(self) -> float:
         """The largest gap between the logp that the sampler reports and the learner's, on one fixed prompt."""
         parts, budget = self.parts, self.config.budget
@@ -261,10 +275,10 @@ def start(
 
     Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
     """
-    config.task.train(config.budget.seed, 0)  # type: ignore[attr-defined]  # mistakes in the data show before a model is loaded
+    config.check_data()
     world = World.from_environment()
     if world.leads:
-        check_free(out) if resume is None else checkpoint.load(resume)
+        check_free(out) if resume is None else _check_resume(config, resume)
     parts = assemble(config, with_reward(config.task, config.reward), world)
     if not world.leads:
         parts.cluster.serve()
@@ -282,6 +296,11 @@ def start(
         stack.enter_context(run.interrupt)
         asyncio.run(loop(run))
         return run
+
+
+def _check_resume(config: RunConfig, folder: Path) -> None:
+    """Refuse a folder without a whole checkpoint, and one whose checkpoint was made with settings that matter and differ."""
+    refuse_changes(folder, checkpoint.load(folder).record()["config"], config.plain())
 
 
 def _describe(run: Run, finding: BatchFinding) -> None:

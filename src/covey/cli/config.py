@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,8 @@ def config_(context: typer.Context) -> None:
 @group.command("show", epilog="\b\nExample:\n  covey config show --config mine.yaml steps=50")
 def show(settings: Settings = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Every value of a run and where it comes from: default, model, file and line, or flag."""
+    from covey.config.changes import leaves
+
     resolved = resolve_settings(settings, config)
     rows = [(path, value, resolved.origin(path)) for path, value in leaves(resolved.config.plain())]
     if as_json:
@@ -60,19 +61,6 @@ def schema(
     for row in rows:
         facts = [row.type, row.unit, row.range, f"default {brief(row.default)}", row.kind and f"of {row.kind}"]
         typer.echo(f"{row.path}\n    {'; '.join(fact for fact in facts if fact)}\n    {row.description}")
-
-
-def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything in plain data; members of a list of components stand under their kind."""
-    for name, value in data.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{path}.")
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "kind" in item for item in value):
-            for item in value:
-                yield from leaves(item, f"{path}.{item['kind']}.")
-        else:
-            yield path, value
 
 
 def brief(value: Any) -> str:

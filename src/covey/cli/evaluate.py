@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from covey.cli.settings import AsJson, Settings, check_data, print_json, print_rich
+from covey.cli.settings import AsJson, Settings, print_json, print_rich
 from covey.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def evaluate(
     if samples is not None:
         flags.append(f"budget.eval_samples={samples}")
     config = settle(target, flags)
-    check_data(config)
+    config.check_data()
     found = ask(config, temperature)
     if as_json:
         print_json({"model": config.model.path, "task": config.task.kind, **found.record()})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from covey.config import Resolved, RunConfig
+    from covey.config import Resolved
 
 Settings = Annotated[
     list[str] | None,
@@ -27,12 +27,6 @@ def resolve_settings(settings: Sequence[str] | None, file: Path | None) -> Resol
     from covey.config import resolve
 
     return resolve(settings or (), file=file)
-
-
-def check_data(config: RunConfig) -> None:
-    """Ask the task for its first prompt, so that a mistake in the data shows before a model is loaded."""
-    task: Any = config.task
-    task.train(config.budget.seed, 0)
 
 
 def print_json(data: Any) -> None:

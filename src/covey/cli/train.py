@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covey.cli.config import leaves
-from covey.cli.settings import AsJson, ConfigFile, Settings, check_data, print_json, read_run_config, resolve_settings
-from covey.errors import ConfigError, CoveyError
+from covey.cli.settings import AsJson, ConfigFile, Settings, print_json, read_run_config, resolve_settings
+from covey.errors import CoveyError
 
 if TYPE_CHECKING:
     from covey.config import RunConfig
-
-HARMLESS = ("budget.eval_", "budget.checkpoint_", "report.", "engines.")
-"""Keys that may change when a run goes on: they say how often to look and to save, and where it runs."""
 
 
 def train(
@@ -39,7 +35,7 @@ def train(
         other = "--out" if out is not None else "--config"
         raise CoveyError("covey train", f"{other} beside --resume", "A resumed run has its own folder and settings.")
     chosen = resolve_settings(settings, config).config if resume is None else settle_resume(resume, settings or ())
-    check_data(chosen)
+    chosen.check_data()
     check_free(out)
     if dry_run:
         print_json(chosen.plain()) if as_json else typer.echo(chosen.write_yaml(), nl=False)
@@ -57,17 +53,9 @@ def train(
 def settle_resume(folder: Path, settings: Sequence[str]) -> RunConfig:
     """The stored configuration with harmless changes; any other change is refused, with old and new value."""
     from covey.config import resolve
+    from covey.config.changes import refuse_changes
 
     file = read_run_config(folder)
     stored, wanted = resolve(file=file).config, resolve(settings, file=file).config
-    before, after = dict(leaves(stored.plain())), dict(leaves(wanted.plain()))
-    free = [*HARMLESS, *(["budget.steps"] if stored.budget.optimizer.schedule == "constant" else [])]
-    changed = [
-        f"{key} {before.get(key)!r:.40} -> {after.get(key)!r:.40}"
-        for key in dict.fromkeys((*before, *after))
-        if before.get(key) != after.get(key) and not key.startswith(tuple(free))
-    ]
-    if changed:
-        right = "Resume without these settings, or start a new run."
-        raise ConfigError(str(folder), f"the run was made with other settings: {', '.join(changed)}", right)
+    refuse_changes(folder, stored.plain(), wanted.plain())
     return wanted

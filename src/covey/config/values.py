@@ -212,6 +212,14 @@ class RunConfig(Value):
         except ValidationError as error:
             raise explain_value(error) from None
 
+    def check_data(self) -> None:
+        """Ask the task for its first prompt, and the reward whether it can read it: mistakes show before a model is loaded."""
+        task: Any = self.task
+        prompt = task.train(self.budget.seed, 0)
+        reward: Any = getattr(task, "reward", None) if self.reward is None else self.reward
+        if hasattr(reward, "check"):
+            reward.check(prompt)
+
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data."""
         out: dict[str, Any] = plain(self)
