@@ -305,7 +305,7 @@ PAIRS = {
     ("recipe=dapo", "recipe=grpo"): "recipe: given twice. Give one of them.",
     ("steps=3", "budget.steps=3"): "budget.steps: 'steps' says the same thing. Give one of them.",
     ("data=a.jsonl", "task=compose"): "task: 'data' says the same thing. Give one of them.",
-    ("budget.optimizer.schedule=cosine", "budget.optimizer.warmup_steps=100"): "leave none for the schedule",
+    ("budget.optimizer.schedule=cosine", "budget.optimizer.warmup_steps=1000"): "leave none for the schedule",
 }
 
 

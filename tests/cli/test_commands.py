@@ -289,7 +289,9 @@ def run_folder(tmp_path: Path) -> Path:
     """A folder that looks like a run's."""
     folder = tmp_path / "runs" / "first-1"
     (folder / "model").mkdir(parents=True)
-    config = resolve(["steps=3", "task.levels=[1]", "budget.sampling.max_tokens=9"]).config
+    config = resolve(
+        ["steps=3", "task.levels=[1]", "budget.sampling.max_tokens=9", "budget.optimizer.schedule=constant"]
+    ).config
     (folder / "run.yaml").write_text(config.write_yaml())
     (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     return folder

@@ -21,6 +21,7 @@ SMALL = [
     "budget.eval_samples=2",
     "budget.sampling.max_tokens=24",
     "engines.threads=1",
+    "budget.optimizer.schedule=constant",
 ]
 COVEY = [sys.executable, "-m", "covey"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
