@@ -423,6 +423,16 @@ def test_every_option_of_every_component_is_listed() -> None:
                 assert {(f"{path}.{name}", kind), (f"{path}.{kind}.{name}", kind)} & listed, (path, kind, name)
 
 
+def test_options_of_components_inside_components_are_listed_and_can_be_written() -> None:
+    rows = {(row.path, row.kind) for row in list_options()}
+    assert ("recipe.mix.shaping.soft_overlong.factor", "soft_overlong") in rows
+    assert ("recipe.penalties.kl.weighting.unit", "rollout_mean") in rows
+    settings = ["recipe=dapo", "recipe.mix.shaping.soft_overlong.factor=0.5"]
+    assert resolve(settings).config.recipe.mix.shaping[0].factor == 0.5  # type: ignore[attr-defined]
+    shaping = json_schema()["$defs"]["mix.weighted_sum"]["properties"]["shaping"]
+    assert "#/$defs/shaping.soft_overlong" in json.dumps(shaping)
+
+
 def test_every_key_is_read_somewhere() -> None:
     """An option nobody reads is an error."""
     code = "\n".join(

@@ -45,14 +45,31 @@ def list_rows() -> list[Row]:
 
 
 def list_options() -> list[Row]:
-    """The options of every registered component, as they are written: `recipe.surrogate.low`, `recipe.penalties.kl.coef`."""
-    rows = []
+    """The options of every registered component, as they are written: `recipe.surrogate.low`, `recipe.penalties.kl.coef`.
+
+    Components inside components too: `recipe.mix.shaping.soft_overlong.factor`.
+    """
+    rows: list[Row] = []
     for path, stage in COMPONENTS.items():
-        for kind, cls in sorted(kinds(stage).items()):
-            many = path.partition(".")[2] in MANY
-            prefix = f"{path}.{kind}." if many else f"{path}."
-            rows += [describe(f"{prefix}{name}", info, kind) for name, info in cls.model_fields.items()]
+        rows += _list_stage(path, stage, path.partition(".")[2] in MANY)
     return rows
+
+
+def _list_stage(path: str, stage: str, many: bool) -> Iterator[Row]:
+    for kind, cls in sorted(kinds(stage).items()):
+        prefix = f"{path}.{kind}" if many else path
+        for name, info in cls.model_fields.items():
+            yield describe(f"{prefix}.{name}", info, kind)
+            if inner := _holds(info.annotation):
+                yield from _list_stage(f"{prefix}.{name}", name, inner == "many")
+
+
+def _holds(annotation: Any) -> Literal["one", "many"] | None:
+    """Whether a field holds a component, or several: it is named after their stage."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else (annotation,)
+    if not any(isinstance(part, type) and issubclass(part, Component) for part in parts):
+        return None
+    return "one" if parts == (annotation,) else "many"
 
 
 def describe(path: str, info: FieldInfo, kind: str = "") -> Row:
@@ -113,14 +130,7 @@ def json_schema() -> dict[str, Any]:
     for path, stage in COMPONENTS.items():
         owner = definitions["Recipe"] if path.startswith("recipe.") else schema
         field = path.rpartition(".")[2]
-        one = _component_schema(stage, definitions)
-        holder = owner["properties"][field]
-        text = {key: holder[key] for key in ("description",) if key in holder}
-        many = {"anyOf": [one, {"type": "array", "items": one}]}
-        owner["properties"][field] = {
-            **(many if field in MANY else {"anyOf": [*one["anyOf"], {"type": "null"}]}),
-            **text,
-        }
+        _place_components(owner["properties"], field, stage, definitions, many=field in MANY)
     definitions["Recipe"].pop("required", None)
     schema["properties"]["recipe"] = {"anyOf": [{"enum": recipes.names()}, {"$ref": "#/$defs/Recipe"}]}
     schema["properties"]["model"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelConfig"}]}
@@ -131,12 +141,25 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
+def _place_components(
+    properties: dict[str, Any], field: str, stage: str, definitions: dict[str, Any], *, many: bool
+) -> None:
+    """Say of a field that it holds components of a stage."""
+    one = _component_schema(stage, definitions)
+    several = {"anyOf": [one, {"type": "array", "items": one}]}
+    text = {key: value for key, value in properties[field].items() if key == "description"}
+    properties[field] = {**(several if many else {"anyOf": [*one["anyOf"], {"type": "null"}]}), **text}
+
+
 def _component_schema(stage: str, definitions: dict[str, Any]) -> dict[str, Any]:
     options: list[dict[str, Any]] = [{"type": "string"}]
     for kind, cls in sorted(kinds(stage).items()):
         own = cls.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(own.pop("$defs", {}))
         own["properties"] = {"kind": {"const": kind}, **own.get("properties", {})}
+        for name, info in cls.model_fields.items():
+            if inner := _holds(info.annotation):
+                _place_components(own["properties"], name, name, definitions, many=inner == "many")
         own["required"] = ["kind", *own.get("required", [])]
         definitions[f"{stage}.{kind}"] = own
         options.append({"$ref": f"#/$defs/{stage}.{kind}"})
