@@ -61,7 +61,9 @@ def summary(folder: Path) -> dict[str, Any]:
 def write_curve(folder: Path, *, width: int = 72, ascii_only: bool = False) -> str:
     """Write `curve.svg` from the metrics of a run and return the same curve as text for the terminal."""
     told = summary(folder)
-    curve = trace(_rows(folder / "metrics.jsonl"), title=f"{told['recipe']} on {told['task']}: {told['name']}")
+    what, name = f"{told['recipe']} on {told['task']}", told["name"]
+    title = what if name == f"{told['recipe']}-{told['task']}" else f"{what}: {name}"
+    curve = trace(_rows(folder / "metrics.jsonl"), title=title)
     write_svg(folder / "curve.svg", curve)
     return draw(curve, width=width, ascii_only=ascii_only)
 
