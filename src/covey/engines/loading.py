@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from covey.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from covey.models import find_model
 from covey.types import Message
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
+TINY = Path(find_model("tiny"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def quiet() -> Iterator[None]:
 
 def _find_folder(source: str, where: str) -> Path:
     """The folder of a model: the package's own, a local one, or a hub id's in the local cache (filled where the hub answers)."""
-    folder = TINY if source == "tiny" else Path(source).expanduser()
+    folder = Path(find_model(source)).expanduser()
     if folder.is_dir():
         return folder
     if source == "tiny" or source.startswith((".", "~", os.sep)) or source.count("/") > 1 or folder.exists():

@@ -35,7 +35,7 @@ LOW, HIGH, MIXED = 0.22, 0.35, 0.50
 BUDGET = """\
 # What this model learns under by default; any of it can be set on the command line.
 budget:
-  steps: 300
+  steps: {steps}
   eval_every: 100
   prompts_per_step: 32
   samples_per_prompt: 8
@@ -43,11 +43,16 @@ budget:
     temperature: 1.0
     max_tokens: 48
   optimizer:
-    lr: 0.0007
-    schedule: linear
+    lr: {lr}
+    schedule: {schedule}
     betas: [0.9, 0.99]
     weight_decay: 0.0
 """
+
+
+WARM = {"steps": 200, "lr": "0.0007", "schedule": "linear"}
+PATIENT = {"steps": 600, "lr": "0.0001", "schedule": "constant"}
+"""Where few groups say anything, a large rate follows single lucky samples and loses what the model knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,7 @@ def write(
     """The model folder: weights and tokenizer, `covey.yaml`, `figures.json`, and the card with its curve."""
     record = {"origin": origin, "figures": figures, "curve": list(curve)}
     texts = {
-        "covey.yaml": BUDGET,
+        "covey.yaml": BUDGET.format(**(PATIENT if origin["shares"]["bridge"] == 0 else WARM)),
         "figures.json": json.dumps(record, indent=1) + "\n",
         "curve.svg": write_curve(curve),
         "README.md": write_card(record),
