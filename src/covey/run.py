@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -320,7 +321,9 @@ def _describe(run: Run, finding: BatchFinding) -> None:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The process's largest memory so far. Linux counts it in kilobytes, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def train(
@@ -340,7 +343,9 @@ def train(
     if resume is not None:
         if settings or data is not None or out is not None:
             raise ConfigError(
-                "resume", "settings beside it", "A resumed run has its own; change only what resume allows."
+                "resume",
+                "settings beside it",
+                "A resumed run has its own; `covey train --resume` takes those that may change.",
             )
         folder = Path(resume)
         return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet)

@@ -271,6 +271,8 @@ def test_config_schema(covey_: Callable[..., Result]) -> None:
     _, part, _ = covey_("config", "schema", "budget.steps")
     assert part == "budget.steps\n    integer; steps; >= 1; default 100\n    length of the run\n"
     assert "budget" in json.loads(covey_("config", "schema", "--json")[1])["properties"]
+    rows = json.loads(covey_("config", "schema", "budget.steps", "--json")[1])
+    assert [(row["path"], row["unit"], row["default"]) for row in rows] == [("budget.steps", "steps", 100)]
 
 
 def test_dry_run_prints_what_would_run(covey_: Callable[..., Result], tmp_path: Path) -> None:

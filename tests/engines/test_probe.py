@@ -45,6 +45,9 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, threads in (({4: 1.0, 1: 3.0}, 4), ({4: 3.0, 1: 1.0}, 1), ({4: 0.95, 1: 1.0}, 1)):
         monkeypatch.setattr(probe, "_time_products", lambda _, count, seconds=seconds: seconds[count])
         assert choose_threads(model) == threads
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(probe, "_time_products", lambda _, count: {2: 1.0, 1: 3.0}[count])
+    assert choose_threads(model) == 2
 
 
 def test_timing_restores_the_threads() -> None:

@@ -46,10 +46,10 @@ def schema(
     under: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Only this key and those below it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every key: type, unit, range, default and what it says. With --json, the JSON schema of the YAML."""
+    """Every key: type, unit, range, default and what it says. With --json, the JSON schema of the YAML, or the rows of KEY."""
     from covey.config.schema import json_schema, list_options, list_rows
 
-    if as_json:
+    if as_json and under is None:
         print_json(json_schema())
         return
     rows = [row for row in (*list_rows(), *list_options()) if under is None or f"{row.path}.".startswith(f"{under}.")]
@@ -58,6 +58,9 @@ def schema(
         from covey.config.nearest import suggest
 
         raise ConfigError(str(under), "there is no such key", suggest(str(under), list_keys()))
+    if as_json:
+        print_json([row.plain() for row in rows])
+        return
     for row in rows:
         facts = [row.type, row.unit, row.range, f"default {brief(row.default)}", row.kind and f"of {row.kind}"]
         typer.echo(f"{row.path}\n    {'; '.join(fact for fact in facts if fact)}\n    {row.description}")
@@ -69,4 +72,6 @@ def brief(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{', '.join(brief(item) for item in value)}]"
+    if isinstance(value, dict) and set(value) == {"kind"}:
+        return str(value["kind"])
     return str(value)

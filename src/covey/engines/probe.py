@@ -60,6 +60,7 @@ def choose_threads(model: nn.Module, threads: int | str | None = None) -> int:
         return int(threads)
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # the ranks of a machine share it
     if config.hidden_size <= ONE_THREAD_HIDDEN or cores == 1:
         return 1
     return cores if _time_products(config.hidden_size, cores) < 0.8 * _time_products(config.hidden_size, 1) else 1
