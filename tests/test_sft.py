@@ -195,6 +195,15 @@ def test_bad_files(tmp_path: Path) -> None:
         read_lessons(tmp_path / "latin.jsonl")
 
 
+def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
+    """Not the line separators of Unicode, which JSON may hold as they are; a byte order mark is no part of a row."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + '{"prompt": "a\u2028b\x85c", "response": "1"}\r\n'.encode() * 2)
+    assert [(prompt.messages[0].content, response) for prompt, response in read_lessons(path)] == [
+        ("a\u2028b\x85c", "1")
+    ] * 2
+
+
 def test_mistakes_leave_earlier_results_alone(folder: Path, rows: Path, tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()

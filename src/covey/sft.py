@@ -131,7 +131,7 @@ def configure(options: dict[str, Any]) -> SftConfig:
 def read_lessons(path: Path) -> list[Lesson]:
     """The rows of a JSONL file; every mistake names the file and the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line separators may stand inside a text
     except UnicodeDecodeError as error:
         raise DataError(str(path), f"byte {error.start} is not UTF-8", "Save the file as UTF-8.") from None
     except OSError as error:
