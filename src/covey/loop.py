@@ -16,6 +16,7 @@ async def train(run: Run) -> None:
     for step in run.remaining():
         groups, collected = await run.collector.take(run.prompts_per_step)
         update = run.improver.improve(groups, step)
+        run.report(step, groups, merge([collected, update.metrics]), update.advantages)
         run.publish(step + 1)
-        await run.report(step, groups, merge([collected, update.metrics]), update.advantages)
+        run.settle()
     await run.end()

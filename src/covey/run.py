@@ -129,10 +129,10 @@ class Run:
                 "The published weights did not reach the sampler, or they are not finite.",
             )
 
-    async def report(
+    def report(
         self, step: int, groups: Sequence[Group], metrics: Metrics, advantages: Mapping[str, Sequence[float]]
     ) -> None:
-        """Write and show a finished step; evaluate and save when it is their turn."""
+        """Write and show a finished step, before anything else can fail; stop a run that learns nothing any more."""
         self.step = step + 1
         now = time.monotonic()
         numbers = values(metrics)
@@ -146,6 +146,9 @@ class Run:
         self.console.step(self.step, {**numbers, **clocks}, groups, advantages)
         self._stop_if_diverged(numbers)
         self._stop_if_unscored(groups)
+
+    def settle(self) -> None:
+        """Evaluate and save when it is their turn."""
         budget = self.config.budget
         if budget.eval_every and self.step % budget.eval_every == 0 and self.step < budget.steps:
             self.evaluate()
@@ -295,7 +298,11 @@ def start(
             run.restore()
         _describe(run, probe_batch(parts.sampler))
         stack.enter_context(run.interrupt)
-        asyncio.run(loop(run))
+        try:
+            asyncio.run(loop(run))
+        except Exception:
+            run.console.finish(step=run.step, outcome="failed")
+            raise
         return run
 
 

@@ -229,7 +229,7 @@ MODEL = {
     ),
     "custom code required": Mistake(
         TRAIN,
-        2,
+        77,
         ["it needs code of its own (auto_map), which covey never runs"],
         damage=edit(
             "config.json",

@@ -18,7 +18,7 @@ from covey.engines import loading
 from covey.engines.loading import LoadedModel, load_model
 from covey.engines.sampler import HFSampler
 from covey.engines.scorer import verify
-from covey.errors import ConfigError, CoveyError, MissingInputError
+from covey.errors import ConfigError, CoveyError, MissingInputError, RefusedError
 from covey.types import Message, Request, Sampling
 
 WORDS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", *[chr(97 + at) for at in range(26)]]
@@ -155,7 +155,7 @@ def check(source: object, kind: type[CoveyError], text: str, **options: str) -> 
     assert text in line
     assert "\n" not in line
     assert type(caught.value) is kind
-    assert caught.value.exit_code == (66 if kind is MissingInputError else 2)
+    assert caught.value.exit_code == {MissingInputError: 66, RefusedError: 77}.get(kind, 2)
     assert caught.value.__cause__ is None
 
 
@@ -201,7 +201,7 @@ BROKEN: list[tuple[Callable[[Path], object], type[CoveyError], str]] = [
     (lambda p: (p / "tokenizer.json").write_text("{"), MissingInputError, "its tokenizer cannot be loaded"),
     (
         lambda p: edit(p / "config.json", model_type="new", auto_map={"AutoConfig": "x.Y"}),
-        ConfigError,
+        RefusedError,
         "code of its own",
     ),
     (lambda p: edit(p / "config.json", model_type="new"), ConfigError, "unknown model_type 'new'"),

@@ -88,7 +88,7 @@ def test_the_header_says_what_runs_where():
 def test_a_step_is_one_line_in_place():
     text = play(Recorded(width=130), groups=[group(1, 2), group(2, 4)])
     assert (
-        "step  2/12  ━╌╌╌╌╌╌╌╌╌  reward 0.29 (+0.02)  solved 25%  signal 2/2  length 13  entropy 1.23  clip 3%  1.5 s/step"
+        "step  2/12  ━╌╌╌╌╌╌╌╌╌  reward 0.29 (+0.02)  solved 25%  signal 1/2  length 13  entropy 1.23  clip 3%  1.5 s/step"
         "  15 s left"
     ) in text
     assert "step 12/12  ━━━━━━━━━━" in text
@@ -140,7 +140,7 @@ def test_completions_come_at_intervals_and_cannot_act():
 def test_the_table_shows_groups_with_a_signal_first_their_best_and_worst():
     groups = [group(1, 4), group(2, 2), group(3, 0)]
     assert [(g.id, place) for g, place in choose(groups, 2)] == [("g2", 0), ("g2", 3)]
-    assert signal(groups) == (3, 3)
+    assert signal(groups) == (1, 3)  # only g2 has outcomes that differ; the format does not count
     flat = group(4, 0).with_(rollouts=group(4, 0).rollouts[:2])
     assert signal([flat, Group("empty", flat.prompt, (), ())]) == (0, 2)
     assert [(g.id, place) for g, place in choose([flat], 4)] == [("g4", 0)]
@@ -179,20 +179,28 @@ def test_an_evaluation_is_shown_against_the_first_one():
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said", "command"),
+    ("outcome", "saved", "said", "next_"),
     [
-        ("done", "saved runs/demo-1/model after 7 steps", "covey show runs/demo-1   |   covey eval runs/demo-1"),
-        ("interrupted", "interrupted after 7 steps", "covey train --resume runs/demo-1"),
-        ("failed", "stopped by an error after 7 steps", "covey train --resume runs/demo-1"),
+        ("done", True, "saved {}/model after 7 steps", "next: covey show {0}   |   covey eval {0}"),
+        (
+            "interrupted",
+            True,
+            "interrupted after 7 steps; the state is in {}/checkpoints",
+            "next: covey train --resume {}",
+        ),
+        ("failed", True, "stopped by an error after 7 steps; the state is in {}/", "next: covey train --resume {}"),
+        ("failed", False, "stopped by an error after 7 steps; nothing was saved before", "next: covey show {}"),
     ],
 )
-def test_the_end_names_the_next_commands(outcome, said, command):
+def test_the_end_names_the_next_commands(outcome, saved, said, next_, tmp_path):
+    if saved:
+        (tmp_path / "checkpoints" / "step-000005").mkdir(parents=True)
     recorded = Recorded()
-    recorded.console.start(INFO)
+    recorded.console.start(RunInfo(**{**as_dict(INFO), "folder": tmp_path}))
     recorded.console.finish(step=7, outcome=outcome, chart="a\n b")
     assert "a\n b\n" in recorded.text
-    assert said in recorded.text
-    assert command in recorded.text
+    assert said.format(tmp_path) in recorded.text
+    assert next_.format(tmp_path) in recorded.text
 
 
 def test_names_from_outside_are_cleaned_and_are_no_markup():

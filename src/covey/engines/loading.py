@@ -19,7 +19,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from covey.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from covey.errors import ConfigError, DataError, MissingInputError, RefusedError, did_you_mean
 from covey.models import find_model
 from covey.types import Message
 
@@ -176,7 +176,7 @@ def _check_config(folder: Path, where: str) -> None:
     kind = raw.get("model_type")
     if kind not in known:
         if raw.get("auto_map"):
-            raise ConfigError(
+            raise RefusedError(
                 where,
                 "it needs code of its own (auto_map), which covey never runs",
                 "Give a model that transformers knows.",

@@ -59,8 +59,13 @@ def choose(groups: Sequence[Group], rows: int) -> list[tuple[Group, int]]:
 
 
 def signal(groups: Sequence[Group]) -> tuple[int, int]:
-    """How many groups have rewards that differ, of how many."""
-    return sum(bool(group.rollouts) and _spread(group) > 0 for group in groups), len(groups)
+    """How many groups have outcomes that differ, of how many."""
+    return sum(len({_outcome(rollout) for rollout in group.rollouts}) > 1 for group in groups), len(groups)
+
+
+def _outcome(rollout: Rollout) -> float | None:
+    """Component `correct`, else the first one: components beside it may have no weight at all."""
+    return rollout.rewards.get("correct", next(iter(rollout.rewards.values()), None))
 
 
 def _worth(rollout: Rollout) -> float:

@@ -158,8 +158,10 @@ class Console:
             commands = [f"covey show {folder}", f"covey eval {folder}"]
         else:
             told = "interrupted" if outcome == "interrupted" else "stopped by an error"
-            self._print(Text(f"{told} after {step} steps; the state is in {folder}/checkpoints", style="bold yellow"))
-            commands = [f"covey train --resume {folder}", f"covey show {folder}"]
+            saved = any((self._info.folder / "checkpoints").glob("step-*"))
+            where = f"the state is in {folder}/checkpoints" if saved else "nothing was saved before"
+            self._print(Text(f"{told} after {step} steps; {where}", style="bold yellow"))
+            commands = [*([f"covey train --resume {folder}"] if saved else []), f"covey show {folder}"]
         self._print(Text("next: " + "   |   ".join(commands)))
 
     def close(self) -> None:
