@@ -455,3 +455,12 @@ def test_json_schema_accepts_what_is_written() -> None:
     assert {"steps", "seed", "data"} <= set(schema["properties"])
     refs = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema)))
     assert refs <= set(schema["$defs"])
+
+
+def test_a_slip_in_a_name_from_elsewhere_is_understood() -> None:
+    with pytest.raises(
+        ConfigError, match=r"lerning_rate: .* Did you mean 'budget.optimizer.lr', known elsewhere as 'learning_rate'"
+    ):
+        resolve(["lerning_rate=1e-5"])
+    with pytest.raises(ConfigError, match=r"See `covey config schema`"):
+        resolve(["zzzzzzzzzz=1"])

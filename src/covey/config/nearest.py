@@ -59,6 +59,9 @@ def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey conf
     best = min(near, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
     if best is not None and _slips_to(name, best) <= min(FURTHEST, (len(name) + 1) // 2):
         return f"Did you mean '{best}'?"
+    foreign = min(ELSEWHERE, key=lambda other: slips(name, other))
+    if slips(name, foreign) <= 2 < len(name) - 2:
+        return f"Did you mean '{ELSEWHERE[foreign]}', known elsewhere as '{foreign}'?"
     return otherwise
 
 
