@@ -5,6 +5,8 @@ Both in micro-batches of the same two groups, with the same loss (the mean log-p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.models import build
@@ -45,31 +47,35 @@ def make_batch(prompt: int, longest: int) -> Batch:
     )
 
 
+def pair(size: str, prompt: int, longest: int) -> dict[str, Callable[[], int]]:
+    """The two ways to form the same gradient; each call returns the tokens it trained on."""
+    batch = make_batch(prompt, longest)
+    slices = [torch.arange(at, at + 2 * SAMPLES) for at in range(0, GROUPS * SAMPLES, 2 * SAMPLES)]
+    scorer, plain = Scorer(build(size)), build(size)
+    tokens = int(batch.mask.sum())
+
+    def packed() -> int:
+        for rows in slices:
+            scorer(batch.rows(rows), outputs=(), temperature=1.0)["logp"].sum().backward()
+        return tokens
+
+    def padded() -> int:
+        for rows in slices:
+            part = batch.rows(rows)
+            ids = torch.tensor([part.prompts[int(g)] for g in part.group])
+            full = torch.cat([ids, part.tokens], 1)
+            logits = plain(full[:, :-1]).logits[:, ids.shape[1] - 1 :]
+            logp = logits.log_softmax(-1).gather(-1, part.tokens[..., None]).squeeze(-1)
+            torch.where(part.mask, logp, 0.0).sum().backward()
+        return tokens
+
+    return {"covey": packed, "transformers": padded}
+
+
 def main() -> None:
-    """Print one line per model, response length and prompt length."""
+    """Print one line per model, prompt length and response length."""
     for size, prompt, longest in (("small", 24, 64), ("small", 24, 256), ("small", 256, 128), ("medium", 24, 64)):
-        batch = make_batch(prompt, longest)
-        slices = [torch.arange(at, at + 2 * SAMPLES) for at in range(0, GROUPS * SAMPLES, 2 * SAMPLES)]
-        scorer, plain = Scorer(build(size)), build(size)
-        tokens = int(batch.mask.sum())
-
-        def packed() -> int:
-            for rows in slices:  # noqa: B023
-                part = batch.rows(rows)  # noqa: B023
-                scorer(part, outputs=(), temperature=1.0)["logp"].sum().backward()  # noqa: B023
-            return tokens  # noqa: B023
-
-        def padded() -> int:
-            for rows in slices:  # noqa: B023
-                part = batch.rows(rows)  # noqa: B023
-                ids = torch.tensor([part.prompts[int(g)] for g in part.group])
-                full = torch.cat([ids, part.tokens], 1)
-                logits = plain(full[:, :-1]).logits[:, ids.shape[1] - 1 :]  # noqa: B023
-                logp = logits.log_softmax(-1).gather(-1, part.tokens[..., None]).squeeze(-1)
-                torch.where(part.mask, logp, 0.0).sum().backward()
-            return tokens  # noqa: B023
-
-        rates = compare({"covey": packed, "transformers": padded}, rounds=3)
+        rates = compare(pair(size, prompt, longest), rounds=3)
         report(f"training {size} prompt {prompt} T{longest}", rates, "covey", "transformers")
 
 

@@ -23,7 +23,7 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_NESTING, MAX_RECIPE, MAX_LOOP = 400,
 
 ORDER = (
     # words that everything is written in
-    "errors", "types", "random", "metrics", "registry", "files", "config.text", "batch", "protocols",
+    "errors", "types", "random", "metrics", "registry", "files", "folder", "config.text", "batch", "protocols",
     # ring one: mathematics, and the methods made of it
     "stages", "recipes",
     # ring two: what happens between prompts and gradients
@@ -31,7 +31,7 @@ ORDER = (
     # ring three: engines
     "models", "engines", "sft", "models.measure", "models.make_tiny",
     # what puts a run together
-    "config", "folder", "interrupt", "assembly", "run", "cli",
+    "config", "interrupt", "assembly", "run", "cli",
 )  # fmt: skip
 """Parts of the package from the inside out: a part imports only what stands before it. The longest name that fits counts."""
 

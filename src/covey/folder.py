@@ -14,7 +14,7 @@ from covey.errors import OutputError
 PACKAGES = ("covey", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
-def check_free(out: Path | None) -> None:
+def check_free(out: Path | None, right: str = "Choose another folder, or go on with --resume {out}.") -> None:
     """Refuse an output folder that holds something or cannot be made; of many ranks the first one decides."""
     if out is None or os.environ.get("RANK", "0") != "0":
         return
@@ -24,7 +24,7 @@ def check_free(out: Path | None) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(str(nearest), "cannot be written", "Choose a folder you may write to.")
     if out.is_dir() and any(out.iterdir()):
-        raise OutputError(str(out), "is not empty", f"Choose another folder, or go on with --resume {out}.")
+        raise OutputError(str(out), "is not empty", right.format(out=out))
 
 
 def new_folder(out: Path | None, name: str, home: Path = Path("runs")) -> Path:

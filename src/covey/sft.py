@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from covey.errors import ConfigError, DataError, DivergedError, MissingInputError, OutputError
+from covey.errors import ConfigError, DataError, DivergedError, MissingInputError
 from covey.files import Appender, reported, write_atomic, write_folder
+from covey.folder import check_free
 from covey.models import find_model
 from covey.random import key, permutation
 from covey.registry import Value, explain, plain
@@ -93,7 +94,7 @@ def run(config: SftConfig | None = None, **options: Any) -> Path:
     """
     config = configure(options) if config is None else config
     out = Path(config.out)
-    refuse_used(out)
+    check_free(out, "Choose a new folder; nothing in this one was touched.")
     lessons = read_lessons(Path(config.data))
     model, tokenizer = load(config.model)
     examples = [encode(tokenizer, lesson, config.max_tokens) for lesson in lessons]
@@ -183,14 +184,6 @@ def read_messages(value: Any, where: str) -> tuple[Message, ...]:
     if messages[-1].role == "assistant":
         raise DataError(where, "the last message is the assistant's", "Move its text to `response`.")
     return tuple(messages)
-
-
-def refuse_used(out: Path) -> None:
-    """Refuse an output folder that holds something already, or a file of that name; nothing is touched."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(str(out), "not a folder", "Choose another name.")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputError(str(out), "not empty", "Choose a new folder; nothing in this one was touched.")
 
 
 def load(name: str) -> tuple[Any, Any]:
