@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from covey import files
-from covey.errors import OutputError
+from covey.errors import OutputError, StorageError
 
 PACKAGES = ("covey", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
@@ -35,6 +36,14 @@ def new_folder(out: Path | None, name: str, home: Path = Path("runs")) -> Path:
     with files.reported(out):
         out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start where the disk has fewer than `needed` bytes left, before anything is trained."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        found = f"{free / 1e6:,.1f} MB free, the checkpoints of this run take about {needed / 1e6:,.1f} MB"
+        raise StorageError(str(folder), found, "Make room, or lower budget.checkpoint_keep.")
 
 
 def _first_free(name: str, home: Path) -> Path:

@@ -22,7 +22,7 @@ from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
 from covey.errors import ConfigError, DataError, DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
-from covey.folder import check_free, describe_machine, new_folder
+from covey.folder import check_free, check_space, describe_machine, new_folder
 from covey.interrupt import Interrupt
 from covey.loop import train as loop
 from covey.metrics import Metrics, values
@@ -291,6 +291,7 @@ def start(
         stack.callback(parts.cluster.stop)
         folder = new_folder(out, config.name) if resume is None else resume
         stack.enter_context(checkpoint.active(folder))
+        check_space(folder, _checkpoint_bytes(config, parts))
         console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
         run = Run(config, folder, parts, stack.enter_context(console))
         stack.callback(run.close)
@@ -325,6 +326,12 @@ def _describe(run: Run, finding: BatchFinding) -> None:
         "config": run.config.digest,
     }
     files.write_atomic(run.folder / "machine.json", (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _checkpoint_bytes(config: RunConfig, parts: Parts) -> int:
+    """Weights and two moments in every checkpoint that stays, one more while it is written, and the model at the end."""
+    size = DTYPES[config.model.dtype].itemsize * parts.parameters
+    return size * (3 * (config.budget.checkpoint_keep + 1) + 1)
 
 
 def _peak_mb() -> float:
