@@ -87,6 +87,7 @@ def test_the_card_says_what_the_figures_say(name: str) -> None:
     assert (folder / "README.md").read_text() == write_card(record)
     assert (folder / "curve.svg").read_text() == write_curve(record["curve"])
     assert list_faults(record["figures"], cold=name == "tiny_cold") == []
+    assert list_faults(found, cold=name == "tiny_cold") == []
     assert fault(folder) == ""
 
 
@@ -109,6 +110,7 @@ def test_the_weights_reach_the_figures_of_the_card(name: str) -> None:
     record = json.loads((Path(find_model(name)) / "figures.json").read_text())
     found = measure(model, tokenizer, sets=("compose/L1", "compose/held_L1", "compose/L2"))
     assert list_faults(record["figures"], cold=name == "tiny_cold") == []
+    assert list_faults(found, cold=name == "tiny_cold") == []
     for key, row in found.items():
         assert row["accuracy"] == pytest.approx(record["figures"][key]["accuracy"], abs=0.02), key
 
