@@ -405,14 +405,31 @@ def test_the_schema_knows_exactly_the_keys_of_the_dump() -> None:
 
     def walk(value: Any, path: str) -> None:
         component = path in COMPONENTS
-        if isinstance(value, dict) and not component:
+        if isinstance(value, dict) and value and not component:
             for name, inner in value.items():
                 walk(inner, f"{path}.{name}" if path else name)
         else:
             paths.add(path)
 
-    walk(resolve().config.plain(), "")
-    assert paths == {row.path for row in list_rows()}
+    absent = {"model.lora": "model.lora.rank=16", "budget.best": "budget.best.patience=3"}
+    walk(resolve(list(absent.values())).config.plain(), "")
+    assert paths | set(absent) == {row.path for row in list_rows()}
+
+
+def test_a_section_that_may_be_absent_is_there_with_its_first_key() -> None:
+    assert resolve().config.model.lora is None
+    lora = resolve(["model.lora.alpha=8"]).config.model.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha, lora.targets) == (16, 8.0, ("all-linear",))
+    assert resolve(["model.lora=null"]).config.model.lora is None
+    assert "no such key" in line_of("model.lora.rnk=8")
+    assert "model.quantize: rounded weights cannot be trained" in line_of("model.quantize=nf4")
+
+
+def test_absent_sections_are_read_back(tmp_path: Path) -> None:
+    config = resolve(["model.lora.rank=4", "budget.best.metric=eval/pass@4"]).config
+    assert resolve(file=put(tmp_path, config.write_yaml())).config == config
+    assert resolve(["model.lora=null"], file=put(tmp_path, config.write_yaml())).config.model.lora is None
 
 
 def test_every_option_of_every_component_is_listed() -> None:

@@ -8,24 +8,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from covey.config.layers import Resolved, resolve
     from covey.config.values import (
+        BestConfig,
         Budget,
         Engines,
+        LoraConfig,
         ModelConfig,
         OptimizerConfig,
         Report,
         RunConfig,
         SamplingConfig,
+        Scoring,
     )
 
 __all__ = [
+    "BestConfig",
     "Budget",
     "Engines",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Report",
     "Resolved",
     "RunConfig",
     "SamplingConfig",
+    "Scoring",
     "resolve",
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from covey.errors import ConfigError
 
-HARMLESS = ("budget.eval_", "budget.checkpoint_", "report.", "engines.")
+HARMLESS = ("budget.eval_", "budget.checkpoint_", "budget.best", "report.", "engines.", "scoring.")
 """Keys that may change when a run goes on: they say how often to look and to save, and where it runs."""
 
 

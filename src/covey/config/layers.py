@@ -14,16 +14,19 @@ from typing import Any
 from covey import recipes
 from covey.config.nearest import suggest
 from covey.config.text import read, read_setting, read_text
-from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, RunConfig, as_recipe
+from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, RunConfig, Section, as_recipe, section_of
 from covey.errors import ConfigError
 from covey.models import find_model
-from covey.registry import Component, kinds, plain
+from covey.registry import Component, Value, kinds, plain
 
-SHORT = {"steps": ("budget", "steps"), "seed": ("budget", "seed"), "model": ("model", "path"), "data": ("task",)}
+SHORT = {
+    "steps": ("budget", "steps"), "seed": ("budget", "seed"), "model": ("model", "path"), "data": ("task",),
+    "report_to": ("report", "to"),
+}  # fmt: skip
 """Short keys; `recipe`, `task` and `reward` are whole parts already."""
 ROWS = ("rows", "data")
 """The kind of the task that `data=FILE` means, and the option that holds the file."""
-SECTIONS = ("model", "budget", "engines", "report")
+SECTIONS = ("model", "budget", "engines", "scoring", "report")
 MODEL_FILE = "covey.yaml"
 
 
@@ -176,19 +179,33 @@ def edit_section(name: str, assignments: Sequence[Assignment]) -> dict[str, Any]
     tree: dict[str, Any] = {name: plain(RunConfig.model_fields[name].default)}
     for item in assignments:
         place = tree
-        for part in item.path[:-1]:
+        for depth, part in enumerate(item.path[:-1], start=1):
             inner = place.get(part)
+            if inner is None and (missing := find_section(item.path[:depth])) is not None:
+                inner = place[part] = plain(missing())
             if not isinstance(inner, dict):
                 raise ConfigError(item.key, "there is no such key", suggest(item.key, list_keys()))
             place = inner
         last = item.path[-1]
         if last not in place:
             raise ConfigError(item.key, "there is no such key", suggest(item.key, list_keys()))
-        if isinstance(place[last], dict):
+        if isinstance(place[last], dict) and find_section(item.path) is not None and item.value is not None:
             raise ConfigError(item.key, f"got {item.value!r:.60}", f"It has keys: {', '.join(place[last])}.")
         place[last] = item.value
     section: dict[str, Any] = tree[name]
     return section
+
+
+def find_section(path: Sequence[str]) -> type[Section] | None:
+    """The section at a path, whether it is always there or may be null; None for a single value."""
+    owner: type[Value] = RunConfig
+    for part in path:
+        info = owner.model_fields.get(part)
+        inner = None if info is None else section_of(info.annotation)
+        if inner is None:
+            return None
+        owner = inner
+    return owner  # type: ignore[return-value]
 
 
 def edit_component(stage: str, assignments: Sequence[Assignment], default: Any) -> Any:

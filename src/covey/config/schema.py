@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from covey import recipes
-from covey.config.values import DEFAULT_TASK, RunConfig
-from covey.recipes.recipe import MANY, STAGES
+from covey.config.values import DEFAULT_TASK, RunConfig, section_of
+from covey.recipes.recipe import MANY, STAGES, Recipe
 from covey.registry import Component, kinds, plain
 
 COMPONENTS = {**{f"recipe.{field}": stage for field, stage in STAGES.items()}, "task": "task", "reward": "reward"}
@@ -168,11 +168,13 @@ def _component_schema(stage: str, definitions: dict[str, Any]) -> dict[str, Any]
 
 def _walk(cls: type[BaseModel], prefix: str) -> Iterator[Row]:
     for name, info in cls.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, Component):
-            yield from _walk(inner, f"{prefix}{name}.")
-        else:
+        inner: type[BaseModel] | None = Recipe if name == "recipe" and not prefix else section_of(info.annotation)
+        if inner is None:
             yield describe(f"{prefix}{name}", info)
+            continue
+        if info.default is None:
+            yield describe(f"{prefix}{name}", info)
+        yield from _walk(inner, f"{prefix}{name}.")
 
 
 def _default(path: str, info: FieldInfo) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -40,6 +41,31 @@ class Section(Value):
         return value
 
 
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, always or perhaps; None for a field of any other type."""
+    parts = [part for part in (typing.get_args(annotation) or (annotation,)) if part is not type(None)]
+    only = parts[0] if len(parts) == 1 else None
+    return only if isinstance(only, type) and issubclass(only, Section) else None
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) on a frozen base: W + alpha / rank * B A, with B zero at the start.
+
+    There is no dropout: it would make the learner another policy than the sampler.
+    """
+
+    rank: int = key(16, "size of the adapters between their two matrices", unit="dimensions", ge=1, le=4096)
+    alpha: float = key(32.0, "adapters are scaled by alpha / rank", gt=0)
+    targets: tuple[str, ...] = key(
+        ("all-linear",), "modules with an adapter, by the end of their names; all-linear: all"
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class ModelConfig(Section):
     """The policy that is trained."""
 
@@ -48,6 +74,23 @@ class ModelConfig(Section):
         "float32",
         "number format of weights and arithmetic; bfloat16 loses a step smaller than 1/256 of a weight",
     )
+    lora: LoraConfig | None = key(None, "train adapters on a frozen model; null: train all weights")
+    quantize: Literal["nf4", "int8"] | None = key(
+        None, "number format in which the frozen model under adapters is kept; null: dtype"
+    )
+    system: str | None = key(None, "system prompt in front of every conversation that has none")
+    chat_template_kwargs: Mapping[str, Any] = key(
+        {}, "further variables of the chat template, e.g. {enable_thinking: false}"
+    )
+    thinking: tuple[str, str] | None = key(
+        None, "tags around the model's thoughts, e.g. [<think>, </think>]: rewards see what follows the closing one"
+    )
+
+    @model_validator(mode="after")
+    def _adapters_on_a_frozen_model(self) -> Self:
+        if self.quantize is not None and self.lora is None:
+            raise ConfigError("model.quantize", "rounded weights cannot be trained", "Add model.lora.rank=16.")
+        return self
 
 
 class SamplingConfig(Section):
@@ -90,6 +133,17 @@ class OptimizerConfig(Section):
         return value
 
 
+class BestConfig(Section):
+    """Which evaluation was the best, and when to stop because no better one comes."""
+
+    metric: str = key("eval/accuracy", "metric of an evaluation; its best checkpoint stays in best/", min_length=1)
+    mode: Literal["max", "min"] = key("max", "whether a larger or a smaller value is better")
+    patience: int | None = key(
+        None, "stop after this many evaluations in a row without a better value; null: never", unit="evaluations", ge=1
+    )
+    min_change: float = key(0.0, "a value is better if it is so by more than this", ge=0)
+
+
 class Budget(Section):
     """How much is done: steps, the four batch words, sampling, optimizer, seed, and how often to look and to save."""
 
@@ -110,6 +164,7 @@ class Budget(Section):
     eval_problems: int | None = key(200, "held-out problems per evaluation set; null: all", unit="problems", ge=1)
     checkpoint_every: int | None = key(50, "save this often besides at the end; null: only then", unit="steps", ge=1)
     checkpoint_keep: int = key(2, "newest checkpoints that stay", unit="checkpoints", ge=1)
+    best: BestConfig | None = key(None, "keep the best model and perhaps stop early; null: neither")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
@@ -158,10 +213,30 @@ class Engines(Section):
         raise ConfigError("engines.threads", f"got {value!r}", "Give a number from 1 to 4096, or auto.")
 
 
+class Scoring(Section):
+    """The killable processes in which rewards run, and how much may fail."""
+
+    workers: int = key(2, "processes that score side by side", unit="processes", ge=1, le=256)
+    timeout_s: float = key(
+        10.0, "longest time for the responses of one prompt; then the process is killed", unit="s", gt=0
+    )
+    memory_mb: int = key(2048, "address space of a process beyond what it starts with", unit="MiB", ge=64)
+    max_failed: float = key(
+        0.5, "share of unscored rollouts, over the last steps, above which the run stops", unit="", ge=0, le=1
+    )
+
+
 class Report(Section):
-    """What the console shows besides one line per step."""
+    """What the console shows besides one line per step, and who else is told."""
 
     completions_every: int | None = key(20, "show a table of completions this often; null: never", unit="steps", ge=1)
+    to: tuple[str, ...] = key((), "trackers that get all metrics: tensorboard, wandb, trackio, mlflow")
+    project: str = key("covey", "project or experiment under which trackers file the run", min_length=1)
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 class RunConfig(Value):
@@ -174,6 +249,7 @@ class RunConfig(Value):
     reward: Component | None = key(None, "takes the place of the task's own reward: a kind or FILE.py:function")
     budget: Budget = key(Budget(), "how much is done")
     engines: Engines = key(Engines(), "where it runs")
+    scoring: Scoring = key(Scoring(), "where rewards run, and how much may fail")
     report: Report = key(Report(), "what the console shows")
 
     @model_validator(mode="before")
