@@ -33,6 +33,12 @@ class MissingInputError(CoveyError):
     exit_code = 66
 
 
+class ServerError(CoveyError):
+    """A server that does not answer, or answers what cannot be right."""
+
+    exit_code = 69
+
+
 class DivergedError(CoveyError):
     """Training produced non-finite numbers."""
 
@@ -63,6 +69,7 @@ EXIT_CODES = {
     2: "usage or configuration",
     65: "data",
     66: "missing or unreadable input",
+    69: "a server does not serve",
     70: "training diverged",
     73: "output cannot be created",
     74: "input/output failed or disk full",
