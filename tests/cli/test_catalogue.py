@@ -304,7 +304,7 @@ def covey(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Outcome]:
     """A command in a folder of its own that holds an earlier run; it runs in this process, with one thread, offline."""
-    importlib.import_module("covey.run")  # what is measured is the command, not the first import
+    importlib.import_module("covey.start")  # what is measured is the command, not the first import
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COVEY_DEBUG", raising=False)
     monkeypatch.delenv("COVEY_FAULT", raising=False)

@@ -41,7 +41,7 @@ def train(
         print_json(chosen.plain()) if as_json else typer.echo(chosen.write_yaml(), nl=False)
         return
     from covey.observe.show import summary
-    from covey.run import start
+    from covey.start import start
 
     run = start(chosen, out=out, resume=resume, quiet=as_json)
     if as_json:

@@ -1,0 +1,120 @@
+"""The ways into a run: from a configuration, from Python, or from where an earlier one stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from covey import checkpoint, files
+from covey.assembly import Parts, assemble, with_reward
+from covey.config import RunConfig, resolve
+from covey.config.changes import refuse_changes
+from covey.engines.loading import DTYPES
+from covey.engines.probe import BatchFinding, probe_batch
+from covey.engines.world import World
+from covey.errors import ConfigError
+from covey.folder import check_free, check_space, describe_machine, new_folder
+from covey.loop import train as loop
+from covey.observe.console import Console, Rhythm
+from covey.run import Run
+from covey.tasks.rows import from_rows
+
+
+def start(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train as configured, in a new folder or from the newest checkpoint of `resume`.
+
+    Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
+    """
+    config.check_data()
+    world = World.from_environment()
+    if world.leads:
+        check_free(out) if resume is None else _check_resume(config, resume)
+    parts = assemble(config, with_reward(config.task, config.reward), world)
+    if not world.leads:
+        parts.cluster.serve()
+        raise SystemExit(0)
+    with ExitStack() as stack:
+        stack.callback(parts.cluster.stop)
+        folder = new_folder(out, config.name) if resume is None else resume
+        stack.enter_context(checkpoint.active(folder))
+        check_space(folder, _checkpoint_bytes(config, parts))
+        console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
+        run = Run(config, folder, parts, stack.enter_context(console))
+        stack.callback(run.close)
+        if resume is not None:
+            run.restore()
+        _describe(run, probe_batch(parts.sampler))
+        stack.enter_context(run.interrupt)
+        try:
+            asyncio.run(loop(run))
+        except Exception:
+            run.console.finish(step=run.step, outcome="failed")
+            raise
+        return run
+
+
+def _check_resume(config: RunConfig, folder: Path) -> None:
+    """Refuse a folder without a whole checkpoint, and one whose checkpoint was made with settings that matter and differ."""
+    refuse_changes(folder, checkpoint.load(folder).record()["config"], config.plain())
+
+
+def _describe(run: Run, finding: BatchFinding) -> None:
+    """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`); say where a promise does not hold."""
+    if not finding.exact:
+        run.console.note(str(finding))
+    files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
+    parts = run.parts
+    facts = {
+        **describe_machine(parts.threads, parts.world.size),
+        "batch_probe": str(finding),
+        "stop_ids": list(parts.sampling.stop_ids),
+        "recipe": run.config.recipe.digest,
+        "config": run.config.digest,
+    }
+    files.write_atomic(run.folder / "machine.json", (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _checkpoint_bytes(config: RunConfig, parts: Parts) -> int:
+    """Weights and two moments in every checkpoint that stays, one more while it is written, and the model at the end."""
+    size = DTYPES[config.model.dtype].itemsize * parts.parameters
+    return size * (3 * (config.budget.checkpoint_keep + 1) + 1)
+
+
+def train(
+    *,
+    data: Any = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
+
+    `data` is a file of JSON lines or an iterable of dicts with `prompt` and `answer`; `reward` a function
+    `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys; dotted
+    ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run.
+    """
+    if resume is not None:
+        if settings or data is not None or out is not None:
+            raise ConfigError(
+                "resume",
+                "settings beside it",
+                "A resumed run has its own; `covey train --resume` takes those that may change.",
+            )
+        folder = Path(resume)
+        return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet)
+    if isinstance(data, (str, Path)):
+        settings["data"] = str(data)
+    elif data is not None:
+        scored = {} if settings.get("reward") is None else {"reward": settings["reward"]}
+        settings["task"] = from_rows(data, **scored)
+    return start(resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet)
