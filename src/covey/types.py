@@ -37,13 +37,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One problem: immutable, JSON-able. `id` names it for ever; `answer` is the gold answer if there is one."""
+    """One problem: immutable, JSON-able. `id` names it for ever; `answer` is the gold answer if there is one.
+
+    `conversational` says that it was given as messages and not as text; `task` names the source that it is from.
+    """
 
     id: str
     messages: tuple[Message, ...]
     answer: str | None
     task: str
     meta: Mapping[str, Json] = field(default_factory=dict)
+    conversational: bool = False
 
 
 @dataclass(frozen=True, slots=True)

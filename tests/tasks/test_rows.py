@@ -231,3 +231,12 @@ def test_the_runs_own_reward_decides_whether_answers_are_needed(tmp_path: Path) 
     assert resolve(values={"task": dump(config.task), "reward": dump(config.reward)}).config.task == config.task  # type: ignore[arg-type]
     with pytest.raises(DataError, match="there is no column 'answer'"):
         resolve(settings[:1]).config.task.train(0, 0)  # type: ignore[attr-defined]
+
+
+def test_a_prompt_remembers_whether_it_was_text_or_messages() -> None:
+    rows = [{"prompt": "a", "answer": "text"}, {"prompt": [{"role": "user", "content": "b"}], "answer": "messages"}]
+    task = from_rows(rows, held_share=0)
+    assert {task.train(0, i).answer: task.train(0, i).conversational for i in range(2)} == {
+        "text": False,
+        "messages": True,
+    }

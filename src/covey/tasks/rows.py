@@ -103,7 +103,7 @@ def split_rows(rows: Sequence[Row], share: float, most: int) -> Split:
     With a share above 0 at least one family of rows is kept and at least one is left for training. Raises DataError if
     that cannot be done.
     """
-    prompts = [(row.family, Prompt(f"rows/{row.id}", row.messages, row.answer, "rows", row.meta)) for row in rows]
+    prompts = [(row.family, _as_prompt(row)) for row in rows]
     if share == 0:
         return Split(tuple(prompt for _, prompt in prompts), ())
     ranks = {family: key("rows-held", family) for family, _ in prompts}
@@ -128,6 +128,10 @@ def _fill(families: Sequence[str], prompts: Sequence[tuple[str, Prompt]], most: 
             break
         chosen.add(family)
     return chosen
+
+
+def _as_prompt(row: Row) -> Prompt:
+    return Prompt(f"rows/{row.id}", row.messages, row.answer, "rows", row.meta, row.conversational)
 
 
 def _columns(task: Rows) -> Columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ class Row:
     messages: tuple[Message, ...]
     answer: str | None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    conversational: bool = False
 
 
 def read_lines(path: str) -> Iterator[tuple[str, Any]]:
@@ -85,7 +86,7 @@ def check_rows(values: Iterable[tuple[str, Any]], source: str, columns: Columns)
         row = check_row(value, where, columns)
         if row.family != row.id:  # no id was given: rows of one family are told apart by their count
             counts[row.family] = counts.get(row.family, 0) + 1
-            row = Row(f"{row.family}-{counts[row.family]}", row.family, row.messages, row.answer, row.meta)
+            row = replace(row, id=f"{row.family}-{counts[row.family]}")
         if row.id in places:
             raise DataError(where, f"id {row.id!r} was used before ({places[row.id]})", "Give every row its own id.")
         places[row.id] = where
@@ -105,15 +106,16 @@ def check_row(value: Any, where: str, columns: Columns) -> Row:
             raise DataError(where, f"there is no column '{name}'", f"It has: {', '.join(map(str, value)) or 'none'}.")
     messages = check_prompt(value[columns.prompt], where, columns.prompt)
     answer = _check_answer(value.get(columns.answer), where, columns)
+    conversational = not isinstance(value[columns.prompt], str)
     known = (columns.prompt, columns.answer, columns.id)
     meta = {str(name): item for name, item in value.items() if name not in known}
     given = value.get(columns.id)
     if given is None:
         family = _digest(messages)
-        return Row("", family, messages, answer, meta)
+        return Row("", family, messages, answer, meta, conversational)
     if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
         raise DataError(where, f"{columns.id} is {_name(given)}", "An id is text or a whole number.")
-    return Row(str(given), str(given), messages, answer, meta)
+    return Row(str(given), str(given), messages, answer, meta, conversational)
 
 
 def check_prompt(value: Any, where: str, name: str) -> tuple[Message, ...]:
