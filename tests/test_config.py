@@ -411,7 +411,9 @@ def test_the_schema_knows_exactly_the_keys_of_the_dump() -> None:
         else:
             paths.add(path)
 
-    absent = {"model.lora": "model.lora.rank=16", "budget.best": "budget.best.patience=3"}
+    absent = {"model.lora": "model.lora.rank=16", "budget.best": "budget.best.patience=3"} | {
+        "engines.server": "engines.server.timeout_s=9"
+    }
     walk(resolve(list(absent.values())).config.plain(), "")
     assert paths | set(absent) == {row.path for row in list_rows()}
 

@@ -184,6 +184,16 @@ def test_another_model_is_served(served: Served, server: Server) -> None:
     assert "serves no 'tiny2'. Did you mean 'tiny'?" in str(caught.value)
 
 
+def test_the_only_model_needs_no_name(served: Served, server: Server) -> None:
+    with HttpSampler(replace(server, model=None)) as sampler:
+        sampler.check(lambda text: ids(served, text))
+        assert sampler.model == "tiny"
+    assert {body["model"] for body in served.asked} == {"tiny"}
+    served.models = lambda: {"data": [{"id": "a"}, {"id": "b"}]}  # type: ignore[method-assign]
+    with HttpSampler(replace(server, model=None)) as sampler, pytest.raises(ConfigError, match="Known: a, b"):
+        sampler.check(lambda text: ids(served, text))
+
+
 def test_other_token_ids(served: Served, server: Server) -> None:
     served.encode = lambda text: [token + 1 for token in ids(served, text)][:3]
     with HttpSampler(server) as sampler, pytest.raises(CoveyError, match="other token ids: the server makes"):

@@ -193,6 +193,15 @@ class Budget(Section):
         return self.steps * self.steps_per_batch
 
 
+class ServerConfig(Section):
+    """An OpenAI-compatible server with `return_token_ids`, such as vLLM; its key is read from OPENAI_API_KEY."""
+
+    url: str = key("http://127.0.0.1:8000/v1", "base URL, with /v1", pattern=r"^https?://[^\s/]+(/\S*)?$")
+    model: str | None = key(None, "name of the model there; null: the only one that it serves")
+    timeout_s: float = key(120.0, "longest wait for one answer", unit="s", gt=0)
+    concurrency: int = key(64, "requests under way at a time", unit="requests", ge=1, le=4096)
+
+
 class Engines(Section):
     """Where and how it runs. Nothing here changes what is learnt, up to rounding."""
 
@@ -204,6 +213,7 @@ class Engines(Section):
     )
     gradient_checkpointing: bool = key(False, "recompute activations in the backward: less memory, a third more time")
     sampler_rows: int = key(256, "rollouts that are generated side by side", unit="rollouts", ge=1)
+    server: ServerConfig | None = key(None, "ask a server instead of a model in this process; only `covey eval` can")
 
     @field_validator("threads", mode="before")
     @classmethod

@@ -27,14 +27,14 @@ _STOPS = {"stop": Stop.END, "length": Stop.LENGTH}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Where a model is served: base `url` (with /v1), its `model` name there, the `token` that it asks for.
+    """Where a model is served: base `url` (with /v1), its `model` name there (None: the only one), the `token` it asks for.
 
     `timeout_s` bounds one answer; `concurrency` requests are under way at a time; one that fails for a reason that may pass is
     repeated up to `retries` times, after a pause that doubles from `pause_s` to at most `longest_pause_s`.
     """
 
     url: str
-    model: str
+    model: str | None = None
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
     concurrency: int = 64
@@ -52,7 +52,7 @@ class HttpSampler:
     def __init__(self, server: Server, *, sleep: Callable[[float], None] = time.sleep) -> None:
         import httpx2
 
-        self.server, self._sleep = server, sleep
+        self.server, self.model, self._sleep = server, server.model, sleep
         headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
         self._client = httpx2.Client(
             base_url=f"{server.url.rstrip('/')}/",
@@ -80,9 +80,12 @@ class HttpSampler:
         """
         listed = self._ask("GET", "models", None, "the list of models", patient=False)
         served = [str(item.get("id")) for item in listed.get("data", []) if isinstance(item, Mapping)]
-        if self.server.model not in served:
-            right = did_you_mean(self.server.model, served) or "It serves none."
-            raise ConfigError("engines.server.model", f"{self.server.url} serves no '{self.server.model}'", right)
+        if self.model is None and len(served) == 1:
+            self.model = served[0]
+        if self.model not in served:
+            found = "serves several models or none" if self.model is None else f"serves no '{self.model}'"
+            right = did_you_mean(self.model or "", served) or "It serves none."
+            raise ConfigError("engines.server.model", f"{self.server.url} {found}", right)
         for text in ("1+1=", "The cat's hat, 3.14!\n", "naïve — 東京"):
             body = self._body(text, Sampling(temperature=0.0, max_tokens=1), 0)
             theirs, ours = self._complete(body, "canary")[0], tuple(encode(text))
@@ -114,7 +117,7 @@ class HttpSampler:
 
     def _body(self, prompt: str | list[int], sampling: Sampling, noise: int) -> dict[str, Any]:
         return {
-            "model": self.server.model,
+            "model": self.model,
             "prompt": prompt,
             "n": 1,
             "max_tokens": sampling.max_tokens,
