@@ -12,6 +12,7 @@ from covey import checkpoint, files
 from covey.assembly import Parts, assemble, with_reward
 from covey.config import RunConfig, resolve
 from covey.config.changes import refuse_changes
+from covey.config.paths import anchor
 from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
@@ -35,6 +36,7 @@ def start(
     Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
     """
     config.check_data()
+    config = anchor(config)
     world = World.from_environment()
     if world.leads:
         check_free(out) if resume is None else _check_resume(config, resume)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from covey.config.paths import same
 from covey.errors import ConfigError
 
 HARMLESS = ("budget.eval_", "budget.checkpoint_", "budget.best", "report.", "engines.", "scoring.")
@@ -32,7 +33,7 @@ def refuse_changes(run: Path, made: Mapping[str, Any], wanted: Mapping[str, Any]
     changed = [
         f"{key} {before.get(key)!r:.40} -> {after.get(key)!r:.40}"
         for key in dict.fromkeys((*before, *after))
-        if before.get(key) != after.get(key) and not key.startswith(tuple(free))
+        if not same(before.get(key), after.get(key)) and not key.startswith(tuple(free))
     ]
     if changed:
         right = "Resume without these settings, or start a new run."

@@ -6,15 +6,17 @@ below its path) and applied once, whole parts before dotted ones, so the order i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from covey import recipes
 from covey.config.nearest import suggest
+from covey.config.paths import NAMING, beside
 from covey.config.text import read, read_setting, read_text
-from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, RunConfig, Section, as_recipe, section_of
+from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, NAME, RunConfig, Section, as_recipe, section_of
 from covey.errors import ConfigError
 from covey.models import find_model
 from covey.registry import Component, Value, kinds, plain
@@ -28,6 +30,8 @@ ROWS = ("rows", "data")
 """The kind of the task that `data=FILE` means, and the option that holds the file."""
 SECTIONS = ("model", "budget", "engines", "scoring", "report")
 MODEL_FILE = "covey.yaml"
+TASK_FILE = "run.yaml"
+"""A file of this name that names no run names it after its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,16 @@ def parse_flag(text: str) -> Assignment:
 
 
 def read_layer(file: Path) -> list[Assignment]:
-    """The assignments of a YAML file."""
+    """The assignments of a YAML file. Files that it names for data and reward are looked for beside it first."""
     data, lines = read(read_text(file), str(file))
-    return list_assignments(data, origin=str(file), lines=lines)
+    found = [
+        replace(item, value=beside(item.value, file.parent, option=item.path[-1])) if item.path[0] in NAMING else item
+        for item in list_assignments(data, origin=str(file), lines=lines)
+    ]
+    own = file.absolute().parent.name
+    if file.name == TASK_FILE and "name" not in data and re.fullmatch(NAME, own):
+        found.append(Assignment(("name",), own, str(file), "name"))
+    return found
 
 
 def read_model_layer(model: Any) -> list[Assignment]:

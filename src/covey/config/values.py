@@ -22,6 +22,8 @@ from covey.types import Sampling
 
 DEFAULT_MODEL = "tiny"
 DEFAULT_TASK = "compose"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$"
+"""What a run may be called."""
 
 
 def key(default: Any = ..., description: str = "", *, unit: str = "", **bounds: Any) -> Any:
@@ -252,7 +254,7 @@ class Report(Section):
 class RunConfig(Value):
     """Everything that a run is determined by; `write_yaml` and `RunConfig.of` are each other's inverse."""
 
-    name: str = key(..., "name of the run; its folder is runs/NAME-N", pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
+    name: str = key(..., "name of the run; its folder is runs/NAME-N", pattern=NAME)
     recipe: Recipe = key(..., "what is maximised: a recipe's name, or edits of one")
     model: ModelConfig = key(ModelConfig(), "the policy")
     task: Component = key(..., "where prompts come from: a kind, or a kind with options")
