@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test check types format bench clean
+.PHONY: run test check types format docs bench clean
 
 run: $(VENV)/.core  ## teach the embedded model by reinforcement learning (a few minutes)
 	$(BIN)/covey train $(ARGS)
@@ -24,6 +24,10 @@ types: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## write the generated pages and build the site, strictly, in site/
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementation in the same run
 	$(BIN)/python -m benchmarks.sampling

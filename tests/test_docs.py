@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import generate  # noqa: E402  (the script beside the pages)
+
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 ROWS = '{"prompt": "12+7=", "answer": "19"}\n{"prompt": "1+1=", "answer": "2"}\n{"prompt": "3+4=", "answer": "7"}\n'
@@ -71,6 +74,17 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+@pytest.mark.parametrize("name", generate.pages())
+def test_generated_pages_are_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == generate.pages()[name], "run `make docs`"
+
+
+def test_formulas_become_mathml_and_code_is_left_alone() -> None:
+    made = generate.on_page_markdown("$$a_n$$ and $b$ but `$x$`, $5 and\n```\n$c$\n```\n")
+    assert made.count("<math") == 2
+    assert "`$x$`, $5 and\n```\n$c$\n```\n" in made
 
 
 def test_the_page_of_metrics_is_the_table_in_the_code() -> None:
