@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from covey import recipes
+    from covey.callbacks import Callback
     from covey.run import Run
     from covey.start import train
     from covey.types import Prompt
 
 __version__ = "0.1.0"
-__all__ = ["Prompt", "Run", "__version__", "recipes", "train"]
+__all__ = ["Callback", "Prompt", "Run", "__version__", "recipes", "train"]
 
-_LAZY = {"train": "covey.start", "Run": "covey.run", "recipes": "covey.recipes", "Prompt": "covey.types"}
+_LAZY = {
+    "Callback": "covey.callbacks",
+    "train": "covey.start",
+    "Run": "covey.run",
+    "recipes": "covey.recipes",
+    "Prompt": "covey.types",
+}
 
 
 def __getattr__(name: str) -> Any:

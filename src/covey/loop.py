@@ -15,6 +15,7 @@ async def train(run: Run) -> None:
     await run.begin()
     for step in run.remaining():
         groups, collected = await run.collector.take(run.prompts_per_step)
+        run.callbacks.on_rollouts(run, groups)
         update = run.improver.improve(groups, step)
         run.report(step, groups, merge([collected, update.metrics]), update.advantages)
         run.publish(step + 1)

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from covey import saving
 from covey.assembly import Parts
+from covey.best import Best
+from covey.callbacks import Callbacks
 from covey.collect.rows import rows
 from covey.config import RunConfig
 from covey.errors import DataError, DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
 from covey.interrupt import Interrupt
 from covey.metrics import Metrics, values
-from covey.observe.console import Console, RunInfo
+from covey.observe.console import Console, Outcome, RunInfo
 from covey.observe.show import write_curve
 from covey.observe.sinks import JsonlSink, RunSink
+from covey.observe.trackers import Trackers
 from covey.random import key
 from covey.types import Group, Request, Rollout, RolloutKey, Sampling
 
@@ -38,14 +41,28 @@ class Run:
     """A run in its folder: `run.yaml`, `metrics.jsonl`, `timings.jsonl`, `rollouts/`, `checkpoints/`, `model/`.
 
     Made by `start` or `covey.train`. `step` counts finished steps, `evaluated` is the step of the last evaluation,
-    `interrupted` says that it stopped before its budget.
+    `interrupted` says that a signal ended it before its budget, `stopped` why `stop` did, and `best` which evaluation
+    was the best (None if nobody asks).
     """
 
-    def __init__(self, config: RunConfig, folder: Path, parts: Parts, console: Console) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        parts: Parts,
+        console: Console,
+        *,
+        callbacks: Callbacks | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.config, self.folder, self.parts, self.console = config, folder, parts, console
+        self.callbacks, self.trackers = callbacks or Callbacks(), trackers or Trackers()
         self.step = 0
         self.interrupt = Interrupt()
         self.interrupted = False
+        self.stopped = ""
+        asked = config.budget.best
+        self.best = Best(metric=asked.metric, mode=asked.mode, min_change=asked.min_change) if asked else None
         self.evaluated = -1
         self.sink = RunSink(folder)
         self.ledger = JsonlSink(folder / "ledger.jsonl")
@@ -96,16 +113,30 @@ class Run:
                 stop_ids=parts.sampling.stop_ids,
             )
         )
+        saving.forget_end(self)
         self.publish(self.step)
+        self.callbacks.on_train_begin(self)
+        self.callbacks.raise_failure()
         if not self._resumed:
             self.evaluate()
+        self._stop_if_no_better()
         self._mark = time.monotonic()
 
     def remaining(self) -> Iterator[int]:
-        """The steps that are left, until the budget ends or an interrupt asks to stop."""
-        while self.step < self.config.budget.steps and not self.interrupt.asked:
-            yield self.step
-        self.interrupted = self.step < self.config.budget.steps
+        """The steps that are left, until the budget ends or something asks to stop."""
+        while self.step < self.config.budget.steps and not self._leaving:
+            self.callbacks.on_step_begin(self)
+            if not self._leaving:
+                yield self.step
+        self.interrupted = self.interrupt.asked and self.step < self.config.budget.steps and not self.stopped
+
+    @property
+    def _leaving(self) -> bool:
+        return self.interrupt.asked or bool(self.stopped) or self.callbacks.failure is not None
+
+    def stop(self, reason: str) -> None:
+        """End the run after the step at hand like one that is done, with a model; resuming it goes on."""
+        self.stopped = self.stopped or " ".join(reason.split()) or "asked to stop"
 
     def publish(self, version: int) -> None:
         """Give the samplers the learner's weights, and stop the run if they did not arrive."""
@@ -128,20 +159,23 @@ class Run:
         now = time.monotonic()
         numbers = values(metrics)
         clocks = {"time/step_s": now - self._mark, "memory/peak_mb": _peak_mb()}
-        self.sink.write("step", {"step": self.step, **numbers, **clocks})
+        self._write("step", {"step": self.step, **numbers, **clocks})
         self.sink.write_rollouts(self.step, groups, advantages)
         trained, dropped = [group.id for group in groups], self.collector.dropped
         self.ledger.append(
             {"step": self.step, "cursor": self.collector.prompts.cursor, "trained": trained, "dropped": dropped}
         )
         self.console.step(self.step, {**numbers, **clocks}, groups, advantages)
+        self.callbacks.on_log(self, {"step": self.step, **numbers, **clocks})
         self._stop_if_diverged(numbers)
         self._stop_if_unscored(groups)
 
     def settle(self) -> None:
         """Evaluate and save when it is their turn."""
         budget = self.config.budget
-        if budget.eval_every and self.step % budget.eval_every == 0 and self.step < budget.steps:
+        self.callbacks.on_step_end(self)
+        turn = budget.eval_every and self.step % budget.eval_every == 0
+        if turn and self.evaluated < self.step < budget.steps:
             self.evaluate()
         if budget.checkpoint_every and self.step % budget.checkpoint_every == 0 and self.step < budget.steps:
             self.save()
@@ -149,14 +183,21 @@ class Run:
 
     async def end(self) -> None:
         """Evaluate unless interrupted, save, write the model folder and the learning curve."""
-        if not self.interrupted and self.evaluated < self.step:
+        failed = self.callbacks.failure is not None
+        if not self.interrupted and not failed and self.evaluated < self.step:
             self.evaluate()
         self.save()
+        self.callbacks.raise_failure()
         if not self.interrupted:
             saving.write_model(self, self.model)
-        self.console.finish(
-            step=self.step, outcome="interrupted" if self.interrupted else "done", chart=write_curve(self.folder)
-        )
+        early = self.stopped if self.step < self.config.budget.steps else ""
+        outcome: Outcome = "interrupted" if self.interrupted else "stopped early" if early else "done"
+        saving.write_end(self, outcome, early)
+        best = "" if self.best is None else f"best {self.best}"
+        notes = [note for note in (best, early) if note]
+        self.console.finish(step=self.step, outcome=outcome, chart=write_curve(self.folder), notes=notes)
+        self.callbacks.on_train_end(self)
+        self.callbacks.raise_failure()
 
     def evaluate(self) -> Evaluation:
         """Ask the held-out problems at temperature 1 and write what came of it."""
@@ -174,22 +215,52 @@ class Run:
             decode=parts.speech.decode,
         )
         self.evaluated = self.step
-        self.sink.write("evaluation", {"step": self.step, **found.record()})
-        self.console.evaluation(found.record(), self.step)
+        record = found.record()
+        self._write("evaluation", {"step": self.step, **record})
+        self.console.evaluation(record, self.step)
+        self._remember_best(record)
+        self.callbacks.on_evaluate(self, record)
         return found
+
+    def _remember_best(self, record: Mapping[str, float]) -> None:
+        """Keep the model of the best evaluation in `best/`, and stop when better ones no longer come."""
+        if self.best is None:
+            return
+        self.best = self.best.after(record, self.step)
+        if self.best.step == self.step:
+            saving.write_best(self, self.best)
+        self._stop_if_no_better()
+
+    def _stop_if_no_better(self) -> None:
+        """A resumed run asks too: killed after its last evaluation it has nothing left to do, with more patience it has."""
+        asked = self.config.budget.best
+        if asked and self.best and self.best.spent(asked.patience):
+            self.stop(f"no better {asked.metric} in {self.best.since} evaluations")
 
     def save(self) -> Path:
         """Save everything that is state; returns the checkpoint's folder."""
-        return saving.save(self)
+        folder = saving.save(self)
+        self.callbacks.on_save(self, folder)
+        return folder
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint of the folder; later rows of the logs are cut off."""
         saving.restore(self)
         self._resumed = True
 
+    def _write(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Write a record down, then tell the trackers; what they complain of is no reason to stop."""
+        self.sink.write(kind, record)
+        self.trackers.write(kind, record)
+        for complaint in self.trackers.complaints():
+            self.console.note(complaint)
+
     def close(self) -> None:
-        """Let go of the files and of the terminal."""
+        """Let go of the trackers, the files and the terminal."""
         self.console.close()
+        self.trackers.close()
+        for complaint in self.trackers.complaints():
+            self.console.note(complaint)
         self.sink.close()
         self.ledger.close()
 

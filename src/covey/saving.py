@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,11 @@ from covey import checkpoint, files
 from covey.engines.loading import DTYPES
 
 if TYPE_CHECKING:
+    from covey.best import Best
     from covey.run import Run
+
+END = "end.json"
+"""How and why a run ended: outcome, reason, step. It is not there while the run goes on, nor after a kill."""
 
 
 def save(run: Run) -> Path:
@@ -22,6 +27,7 @@ def save(run: Run) -> Path:
         "offsets": run.sink.offsets(),
         "ledger": run.ledger.offset,
         "evaluated": run.evaluated,
+        "best": run.best and run.best.record(),
         "config": run.config.plain(),
     }
     state = checkpoint.State(
@@ -43,11 +49,36 @@ def restore(run: Run) -> None:
     run.sink.truncate(record["offsets"], found.step)
     run.ledger.truncate(record["ledger"])
     run.step, run.evaluated = found.step, record["evaluated"]
+    run.best = run.best and run.best.resumed(record.get("best"))
 
 
 def write_model(run: Run, folder: Path) -> None:
     """Write the current weights as an ordinary transformers folder, whole or not at all."""
     files.write_folder(folder, _model_writer(run))
+
+
+def write_best(run: Run, best: Best) -> None:
+    """Replace `best/` by the current model and what was found of it, whole or not at all."""
+    write = _model_writer(run)
+
+    def fill(folder: Path) -> None:
+        write(folder / "model")
+        told = {name: value for name, value in best.record().items() if name not in ("since", "min_change")}
+        files.write_bytes(folder / "best.json", (json.dumps(told, indent=1) + "\n").encode())
+
+    files.write_folder(run.folder / "best", fill)
+
+
+def write_end(run: Run, outcome: str, reason: str) -> None:
+    """Write why the run ended, for `covey show`."""
+    told = {"outcome": outcome, "reason": reason, "step": run.step}
+    files.write_atomic(run.folder / END, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def forget_end(run: Run) -> None:
+    """A run that goes on has not ended."""
+    with files.reported(run.folder / END):
+        (run.folder / END).unlink(missing_ok=True)
 
 
 def _model_writer(run: Run) -> Callable[[Path], None]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from covey import checkpoint, files
+from covey import checkpoint, files, saving
 from covey.assembly import Parts, assemble, with_reward
+from covey.callbacks import Callback, Callbacks
 from covey.config import RunConfig, resolve
 from covey.config.changes import refuse_changes
 from covey.config.paths import anchor
 from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
-from covey.errors import ConfigError
+from covey.errors import ConfigError, CoveyError
 from covey.folder import check_free, check_space, describe_machine, new_folder
 from covey.loop import train as loop
+from covey.observe.clients import Card
 from covey.observe.console import Console, Rhythm
+from covey.observe.trackers import check as check_trackers
+from covey.observe.trackers import open_trackers
 from covey.run import Run
 from covey.tasks.rows import from_rows
 
@@ -30,12 +35,15 @@ def start(
     out: Path | None = None,
     resume: Path | None = None,
     quiet: bool = False,
+    callbacks: Iterable[Callback] = (),
 ) -> Run:
     """Train as configured, in a new folder or from the newest checkpoint of `resume`.
 
     Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
     """
+    called = Callbacks(callbacks)
     config.check_data()
+    check_trackers(config.report.to)
     config = anchor(config)
     world = World.from_environment()
     if world.leads:
@@ -50,18 +58,30 @@ def start(
         stack.enter_context(checkpoint.active(folder))
         check_space(folder, _checkpoint_bytes(config, parts))
         console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
-        run = Run(config, folder, parts, stack.enter_context(console))
+        run = Run(config, folder, parts, stack.enter_context(console), callbacks=called)
         stack.callback(run.close)
         if resume is not None:
             run.restore()
         _describe(run, probe_batch(parts.sampler))
+        run.trackers = open_trackers(config.report.to, _card(run))
         stack.enter_context(run.interrupt)
         try:
             asyncio.run(loop(run))
-        except Exception:
+        except Exception as error:
+            run.trackers.failed = True
             run.console.finish(step=run.step, outcome="failed")
+            with suppress(CoveyError):  # a full disk has no room for the reason
+                saving.write_end(run, "failed", str(error) if isinstance(error, CoveyError) else type(error).__name__)
             raise
         return run
+
+
+def _card(run: Run) -> Card:
+    """What trackers file the run under."""
+    name = run.folder.resolve().name
+    return Card(
+        project=run.config.report.project, name=name, folder=run.folder, config=run.config.plain(), step=run.step
+    )
 
 
 def _check_resume(config: RunConfig, folder: Path) -> None:
@@ -97,6 +117,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     quiet: bool = False,
+    callbacks: Iterable[Callback] = (),
     **settings: Any,
 ) -> Run:
     """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
@@ -113,10 +134,12 @@ def train(
                 "A resumed run has its own; `covey train --resume` takes those that may change.",
             )
         folder = Path(resume)
-        return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet)
+        return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet, callbacks=callbacks)
     if isinstance(data, (str, Path)):
         settings["data"] = str(data)
     elif data is not None:
         scored = {} if settings.get("reward") is None else {"reward": settings["reward"]}
         settings["task"] = from_rows(data, **scored)
-    return start(resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet)
+    return start(
+        resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet, callbacks=callbacks
+    )

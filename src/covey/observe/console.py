@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from covey.observe.line import Field, bar, count, duration, fields, fit
 from covey.observe.plain import clean
 from covey.types import Group
 
-Outcome = Literal["done", "interrupted", "failed"]
+Outcome = Literal["done", "stopped early", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +146,19 @@ class Console:
             Text(f"eval  after step {step}: {describe(record, before, ascii_only=self.ascii_only)}", style="green")
         )
 
-    def finish(self, *, step: int, outcome: Outcome = "done", chart: str = "") -> None:
-        """Show the end: the learning curve, where things are, and the commands that come next."""
+    def finish(self, *, step: int, outcome: Outcome = "done", chart: str = "", notes: Sequence[str] = ()) -> None:
+        """Show the end: the learning curve, where things are, what else is to know, and the commands that come next."""
         self.close()
         if self._info is None:
             return
-        folder = clean(str(self._info.folder), ascii_only=self.ascii_only)
+        folder = clean(shlex.quote(str(self._info.folder)), ascii_only=self.ascii_only)
         if chart:
             self._print(Text(chart))
-        if outcome == "done":
-            self._print(Text(f"saved {folder}/model after {step} steps", style="bold"))
+        for note in notes:
+            self._print(Text(clean(note, ascii_only=self.ascii_only)))
+        if outcome in ("done", "stopped early"):
+            early = "stopped early, " if outcome == "stopped early" else ""
+            self._print(Text(f"{early}saved {folder}/model after {step} steps", style="bold"))
             commands = [f"covey show {folder}", f"covey eval {folder}"]
         else:
             told = "interrupted" if outcome == "interrupted" else "stopped by an error"

@@ -1,0 +1,295 @@
+"""The trackers' own clients, each behind the same four methods and imported only when it is named.
+
+Every number goes out under covey's name and, where TRL has a name for it, under that one too, as TRL's users have it on their
+dashboards: `train/reward` beside `reward/mean`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import netrc
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+from urllib.parse import urlparse
+
+from covey.errors import ConfigError
+from covey.observe.names import trl_names
+from covey.observe.records import plain
+
+CLOSE_S = 30.0
+"""Longest time that the end of a run waits for its trackers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a tracker is told of a run: `step` steps are done, `id` is the tracker's own name for it if it knows it already."""
+
+    project: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    step: int = 0
+    id: str | None = None
+    told: Mapping[str, int] = field(default_factory=dict)
+
+
+class Client(Protocol):
+    """One run in one tracker."""
+
+    library: ClassVar[str]
+    id: str
+
+    def __init__(self, card: Card) -> None: ...
+
+    @staticmethod
+    def check() -> None:
+        """Raise a ConfigError for what would make it ask or fail."""
+
+    def told(self) -> dict[str, int]:
+        """The last step by kind of record that the tracker's own store has; empty if it cannot be asked."""
+
+    def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def close(self, *, failed: bool) -> None: ...
+
+
+def named(kind: str, numbers: Mapping[str, float], prefix: str = "train/") -> dict[str, float]:
+    """The finite numbers of a record under covey's and TRL's names, which Hugging Face's trackers file under `train/`."""
+    finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
+    aliases = trl_names(finite) if kind == "step" else {}
+    return finite | {f"{prefix}{name}": value for name, value in aliases.items()}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard: `tensorboard --logdir runs`."""
+
+    library: ClassVar[str] = "tensorboard"
+
+    def __init__(self, card: Card) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.id = "tensorboard"
+        folder = card.folder / "tensorboard"
+        after = max(card.told.values(), default=-1) + 1  # a kill may have left events that nobody counted
+        self._writer = SummaryWriter(str(folder), purge_step=after or None)
+        if not card.told:
+            self._writer.add_text(
+                "config", "\n".join(f"    {name}: {value}" for name, value in flat(card.config).items())
+            )
+
+    @staticmethod
+    def check() -> None:
+        """Nothing is needed."""
+
+    def told(self) -> dict[str, int]:
+        """Not asked: what lies beyond what was counted is purged."""
+        return {}
+
+    def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Write a scalar per number and bring them to the file."""
+        for name, value in named(kind, numbers).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, *, failed: bool) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, online or, with WANDB_MODE=offline, in RUN/wandb."""
+
+    library: ClassVar[str] = "wandb"
+
+    def __init__(self, card: Card) -> None:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True, console="off", quiet=True, disable_git=True, finish_timeout=0.8 * CLOSE_S, x_disable_stats=True
+        )
+        with _hushed("wandb"):
+            self._run = wandb.init(
+                project=card.project,
+                name=card.name,
+                id=card.id or secrets.token_hex(4),
+                resume="allow" if card.id else None,
+                dir=str(card.folder),
+                config=plain(card.config),
+                settings=settings,
+                reinit="create_new",
+            )
+        self.id = str(self._run.id)
+
+    @staticmethod
+    def check() -> None:
+        """Without a key the client would ask for one."""
+        if _wandb_mode() in ("offline", "disabled", "dryrun") or os.environ.get("WANDB_API_KEY"):
+            return
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            path = os.environ.get("NETRC")
+            if netrc.netrc(path).authenticators(host):
+                return
+        raise ConfigError(
+            "report.to", f"wandb has no key for {host}", "Run `wandb login` before, or set WANDB_MODE=offline."
+        )
+
+    def told(self) -> dict[str, int]:
+        """A run that goes on knows its last step if there is a server to ask."""
+        last = self._run.starting_step - 1
+        return {"step": last, "evaluation": last} if last >= 0 else {}
+
+    def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """One row; what comes at the same step joins it."""
+        self._run.log(named(kind, numbers) | {"train/global_step": float(step)}, step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run; offline it stays to be synced."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _wandb_mode() -> str:
+    """The mode that the environment or `wandb offline` says."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    for settings in (Path("wandb/settings"), Path.home() / ".config/wandb/settings"):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^\s*mode\s*=\s*(\w+)", settings.read_text(), re.M)
+            if found:
+                return found[1]
+    return "online"
+
+
+class Trackio:
+    """A run of trackio, local unless TRACKIO_SPACE_ID or TRACKIO_SERVER_URL names a place."""
+
+    library: ClassVar[str] = "trackio"
+
+    def __init__(self, card: Card) -> None:
+        with _hushed("trackio"):
+            import trackio
+
+            options: dict[str, Any] = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
+            name = card.name if card.id is None else card.id.partition(" ")[0]
+            config = {key: value for key, value in flat(plain(card.config)).items() if not key.startswith("_")}
+            self._run = trackio.init(
+                project=card.project,
+                name=name,
+                config=config,
+                resume="allow" if card.id else "never",
+                **options,
+            )
+            trackio.context_vars.current_run.set(None)  # or it would be ended again at exit, and by the next run
+        self._local = bool(getattr(self._run, "_is_local", False))
+        self.id = f"{name} {self._run.id}"
+        self._resumed = card.id == self.id
+
+    @staticmethod
+    def check() -> None:
+        """Nothing is needed."""
+
+    def told(self) -> dict[str, int]:
+        """A local run that goes on is asked."""
+        return {}
+
+    def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """One row of the run's table."""
+        self._run.log(named(kind, numbers), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """Write what waits."""
+        with _hushed("trackio"):
+            self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names or in its default one."""
+
+    library: ClassVar[str] = "mlflow"
+
+    def __init__(self, card: Card) -> None:
+        with _hushed("mlflow", "alembic"):
+            from mlflow.entities import Param
+            from mlflow.tracking import MlflowClient
+
+            self._client = MlflowClient()
+            if card.id is not None:
+                self.id = card.id
+                self._client.update_run(self.id, status="RUNNING")
+                return
+            found = self._client.get_experiment_by_name(card.project)
+            place = found.experiment_id if found else self._client.create_experiment(card.project)
+            self.id = str(self._client.create_run(place, run_name=card.name).info.run_id)
+            params = [Param(_mlflow_name(key), str(value)[:5000]) for key, value in flat(card.config).items()]
+            for start in range(0, len(params), 100):
+                self._client.log_batch(self.id, params=params[start : start + 100])
+
+    @staticmethod
+    def check() -> None:
+        """Nothing is needed."""
+
+    def told(self) -> dict[str, int]:
+        """The store knows the last step of a metric that every record has."""
+        asked = {"step": "step", "evaluation": "eval/problems"}
+        history = {kind: self._client.get_metric_history(self.id, name) for kind, name in asked.items()}
+        return {kind: max(point.step for point in points) for kind, points in history.items() if points}
+
+    def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """All numbers of a record at once."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        numbers = named(kind, numbers, prefix="") | ({"step": float(step)} if kind == "step" else {})
+        points = [Metric(_mlflow_name(name), value, now, step) for name, value in numbers.items()]
+        for part in _chunks(points, 500):
+            self._client.log_batch(self.id, metrics=part)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run."""
+        self._client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
+
+
+def _mlflow_name(name: str) -> str:
+    """MLflow knows letters, digits, `_-. /` only."""
+    return re.sub(r"[^\w\-. /]", "_at_" if "@" in name else "_", name)
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+@contextlib.contextmanager
+def _hushed(*loggers: str) -> Iterator[None]:
+    """Keep banners off the console; what goes wrong is raised."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+CLIENTS: dict[str, type[Client]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio, "mlflow": MLflow}
+"""Trackers by the name that `report.to` gives them."""
