@@ -23,7 +23,7 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_NESTING, MAX_RECIPE, MAX_LOOP = 400,
 
 ORDER = (
     # words that everything is written in
-    "errors", "types", "random", "metrics", "registry", "files", "folder", "config.text", "batch", "protocols",
+    "errors", "types", "random", "metrics", "registry", "files", "folder", "hub", "config.text", "batch", "protocols",
     # ring one: mathematics, and the methods made of it
     "stages", "recipes",
     # ring two: what happens between prompts and gradients

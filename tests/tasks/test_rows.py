@@ -95,7 +95,7 @@ def test_shares_and_limits() -> None:
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=2, max_size=30, unique=True), st.floats(0.01, 0.99))
 def test_every_split_is_a_partition_with_both_sides(prompts: list[str], share: float) -> None:
     task = from_rows([{"prompt": text, "answer": "x"} for text in prompts], held_share=share)
-    held, train = task.split().held, task.split().train
+    held, train = task.parts().held, task.parts().train
     assert held
     assert train
     assert sorted(p.messages[0].content for p in held + train) == sorted(prompts)
@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(tmp_path: Path, raw: bytes, error: type[CoveyErro
     path = tmp_path / "d.jsonl"
     path.write_bytes(raw)
     with pytest.raises(error) as caught:
-        Rows(data=str(path)).split()
+        Rows(data=str(path)).parts()
     assert line in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def test_mistakes_are_one_line(tmp_path: Path, raw: bytes, error: type[CoveyErro
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="there is no such file"):
         _ = Rows(data=str(tmp_path / "absent.jsonl")).size
-    with pytest.raises(MissingInputError, match="this is a folder"):
+    with pytest.raises(MissingInputError, match="it holds no rows"):
         _ = Rows(data=str(tmp_path)).size
 
 
@@ -205,7 +205,7 @@ def test_any_file_gives_rows_or_one_line(tmp_path_factory: pytest.TempPathFactor
     path.write_bytes(raw)
     message = ""
     try:
-        Rows(data=str(path), held_share=0).split()
+        Rows(data=str(path), held_share=0).parts()
     except CoveyError as error:
         message = str(error)
     assert "\n" not in message
@@ -216,7 +216,7 @@ def test_order_is_the_documented_permutation() -> None:
 
     task = from_rows(ROWS)
     order = permutation(task.size, 9, "rows", 2)
-    assert [task.train(9, 2 * task.size + i) for i in range(task.size)] == [task.split().train[i] for i in order]
+    assert [task.train(9, 2 * task.size + i) for i in range(task.size)] == [task.parts().train[i] for i in order]
 
 
 def test_the_runs_own_reward_decides_whether_answers_are_needed(tmp_path: Path) -> None:

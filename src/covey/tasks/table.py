@@ -1,34 +1,69 @@
-"""Reading a user's rows: JSON lines or mappings become checked rows, and every mistake is one line that says where."""
+"""Checking a user's rows: mappings become rows with a prompt and an answer, and every mistake is one line that says where."""
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from covey.errors import DataError, MissingInputError
+from covey.errors import DataError
 from covey.types import Message
 
 ROLES = ("system", "user", "assistant", "tool")
+USUAL = {
+    "prompt_column": ("question", "problem", "query", "instruction", "input", "text", "messages", "conversations"),
+    "answer_column": (
+        "solution",
+        "final_answer",
+        "ground_truth",
+        "target",
+        "gold",
+        "label",
+        "reward_model.ground_truth",
+    ),
+}
+"""What well-known data sets call their prompts and answers: proposed where the wanted column is absent, never guessed."""
 _KINDS = {"NoneType": "null", "str": "text", "bool": "a boolean", "int": "a number", "float": "a number"}
+_PLAIN = (str, int, bool, type(None))
+_AS_TEXT = (decimal.Decimal, uuid.UUID)
+_ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The names of the columns that have a meaning; all others travel to the reward as they are."""
+    """The names of the columns that have a meaning; of all others those in `keep` (None: all) travel to the reward.
+
+    A name may lead into a column of objects: `reward_model.ground_truth`.
+    """
 
     prompt: str = "prompt"
     answer: str = "answer"
     id: str = "id"
     answer_needed: bool = False
+    keep: tuple[str, ...] | None = None
+    order: str | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """The columns that have to be read; None: all."""
+        if self.keep is None:
+            return None
+        named = [self.prompt, self.answer, self.id, *self.keep, *([self.order] if self.order else [])]
+        return tuple(dict.fromkeys([*named, *(name.partition(".")[0] for name in named)]))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checked row. `family` is shared by rows with the same prompt that were given no id, so they stay together."""
+    """One checked row. `family` is shared by rows with the same prompt that were given no id, so they stay together.
+
+    `order` is the row's value in the column that decides on the order.
+    """
 
     id: str
     family: str
@@ -36,40 +71,7 @@ class Row:
     answer: str | None
     meta: Mapping[str, Any] = field(default_factory=dict)
     conversational: bool = False
-
-
-def read_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The values of a file of JSON lines, each with its place, `FILE line N`; blank lines are skipped.
-
-    Raises MissingInputError if the file cannot be read, DataError if it is not UTF-8 or a line is not JSON.
-    """
-    file = Path(path)
-    if not file.is_file():
-        found = "this is a folder" if file.is_dir() else "there is no such file"
-        raise MissingInputError(path, found, "Give a file of JSON lines.")
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise MissingInputError(path, f"it cannot be read ({error.strerror})") from None
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield f"{path} line {number}", _parse(line, f"{path} line {number}")
-
-
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise DataError(where, f"byte {error.start + 1} is not UTF-8", "Save the file as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise DataError(where, f"no JSON: {error.msg} at column {error.colno}", "Write one object per line.") from None
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(where, f"no JSON: {reason}", "Write one object per line.") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    order: float | str | None = None
 
 
 def number_rows(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
@@ -77,7 +79,7 @@ def number_rows(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     return ((f"row {number}", value) for number, value in enumerate(rows))
 
 
-def check_rows(values: Iterable[tuple[str, Any]], source: str, columns: Columns) -> tuple[Row, ...]:
+def check_rows(values: Iterable[tuple[str, Any]], source: str, columns: Columns) -> list[Row]:
     """All rows, checked. Raises DataError at the first mistake, at a repeated id, and if there is no row."""
     rows: list[Row] = []
     places: dict[str, str] = {}
@@ -89,33 +91,102 @@ def check_rows(values: Iterable[tuple[str, Any]], source: str, columns: Columns)
             row = replace(row, id=f"{row.family}-{counts[row.family]}")
         if row.id in places:
             raise DataError(where, f"id {row.id!r} was used before ({places[row.id]})", "Give every row its own id.")
+        if rows and isinstance(row.order, str) != isinstance(rows[0].order, str):
+            found = f"{columns.order} is {_name(row.order)}, but {_name(rows[0].order)} in the first row"
+            raise DataError(where, found, "Give numbers everywhere, or text.")
         places[row.id] = where
         rows.append(row)
     if not rows:
         raise DataError(source, "it holds no rows", "Give at least one row.")
-    return tuple(rows)
+    return rows
 
 
 def check_row(value: Any, where: str, columns: Columns) -> Row:
     """One row: a mapping with a prompt (text or messages), perhaps an answer and an id, and further columns."""
     if not isinstance(value, Mapping):
         raise DataError(where, f"a row is an object, not {_name(value)}", f'Write {{"{columns.prompt}": ...}}.')
-    wanted = (columns.prompt, columns.answer) if columns.answer_needed else (columns.prompt,)
-    for name in wanted:
-        if name not in value:
-            raise DataError(where, f"there is no column '{name}'", f"It has: {', '.join(map(str, value)) or 'none'}.")
-    messages = check_prompt(value[columns.prompt], where, columns.prompt)
-    answer = _check_answer(value.get(columns.answer), where, columns)
-    conversational = not isinstance(value[columns.prompt], str)
-    known = (columns.prompt, columns.answer, columns.id)
-    meta = {str(name): item for name, item in value.items() if name not in known}
-    given = value.get(columns.id)
-    if given is None:
-        family = _digest(messages)
-        return Row("", family, messages, answer, meta, conversational)
+    wanted = columns.wanted
+    names = value if wanted is None else [name for name in wanted if name in value]
+    row = {str(name): plain_value(value[name], where, str(name)) for name in names}
+    prompt = find(row, columns.prompt)
+    if prompt is _ABSENT:
+        raise _absent(where, columns.prompt, value, "prompt_column")
+    answer = find(row, columns.answer)
+    if answer is _ABSENT and columns.answer_needed:
+        raise _absent(where, columns.answer, value, "answer_column")
+    messages = check_prompt(prompt, where, columns.prompt)
+    checked = Row(
+        id="",
+        family="",
+        messages=messages,
+        answer=_check_answer(None if answer is _ABSENT else answer, where, columns),
+        meta={name: item for name, item in row.items() if name not in (columns.prompt, columns.answer, columns.id)},
+        conversational=not isinstance(prompt, str),
+        order=None if columns.order is None else _check_order(row, where, columns.order),
+    )
+    given = find(row, columns.id)
+    if given is _ABSENT or given is None:
+        return replace(checked, family=_digest(messages))
     if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
         raise DataError(where, f"{columns.id} is {_name(given)}", "An id is text or a whole number.")
-    return Row(str(given), str(given), messages, answer, meta, conversational)
+    return replace(checked, id=str(given), family=str(given))
+
+
+def find(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column by its name or, where no column is called so, by the dotted way into a column of objects."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _ABSENT
+        value = value[part]
+    return value
+
+
+def _absent(where: str, name: str, row: Mapping[str, Any], option: str) -> DataError:
+    """There is no such column: which there are, and which of them is the likely one."""
+    usual = [near for near in USUAL[option] if find(row, near) is not _ABSENT]
+    hint = f" Perhaps task.{option}={usual[0]}." if usual else ""
+    return DataError(where, f"there is no column '{name}'", f"It has: {', '.join(map(str, row)) or 'none'}.{hint}")
+
+
+def plain_value(value: Any, where: str, column: str) -> Any:
+    """A value as JSON holds it: dates and decimals become text, arrays lists.
+
+    Raises DataError for what JSON cannot hold: bytes, images, NaN and other objects.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise DataError(where, f"column '{column}' is nested too deeply", "Take the column out.") from None
+    except ValueError as error:
+        right = f"Turn it into text or numbers, or leave it out: task.keep_columns without {column}."
+        raise DataError(where, f"column '{column}' holds {error}", right) from None
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("NaN" if math.isnan(value) else f"{float(value)}")
+        return float(value)
+    if isinstance(value, Mapping):
+        if odd := next((name for name in value if not isinstance(name, str)), None):
+            raise ValueError(f"an object with the key {odd!r:.40}")
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and the like
+        return _plain(value.tolist())
+    if isinstance(value, str | int):
+        return str(value) if isinstance(value, str) else int(value)
+    raise ValueError(f"a value of type {type(value).__name__}")
 
 
 def check_prompt(value: Any, where: str, name: str) -> tuple[Message, ...]:
@@ -133,7 +204,9 @@ def check_prompt(value: Any, where: str, name: str) -> tuple[Message, ...]:
 
 
 def _check_message(value: Any, where: str, name: str) -> Message:
-    if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
+    """One message. Further keys are an error unless they are null, as in tables, where every message has every key."""
+    keys = {key for key, item in value.items() if item is not None} if isinstance(value, Mapping) else set()
+    if not isinstance(value, Mapping) or not keys <= {"role", "content"} <= set(value):
         found = f"has keys {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"is {_name(value)}"
         raise DataError(where, f"{name} {found}", "A message has exactly role and content.")
     role, content = value["role"], value["content"]
@@ -154,12 +227,21 @@ def _check_answer(value: Any, where: str, columns: Columns) -> str | None:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _check_order(row: Mapping[str, Any], where: str, name: str) -> float | str:
+    value = find(row, name)
+    if value is _ABSENT:
+        raise DataError(where, f"there is no column '{name}'", f"task.order needs it. It has: {', '.join(row)}.")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(where, f"{name} is {_name(value)}", "The order of rows follows numbers or text.")
+    return value
+
+
 def _name(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
     return "an object" if isinstance(value, Mapping) else _KINDS.get(type(value).__name__, type(value).__name__)
 
 
-def _digest(messages: tuple[Message, ...]) -> str:
+def _digest(messages: Sequence[Message]) -> str:
     text = json.dumps([[message.role, message.content] for message in messages])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
