@@ -78,6 +78,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+_ALWAYS = {"step": "train/global_step", "evaluation": "eval/problems"}
+"""By kind of record, a number that every one has: by it a store is asked how far it got."""
+
+
+def _place(kind: str, step: int) -> dict[str, float]:
+    return {_ALWAYS["step"]: float(step)} if kind == "step" else {}
+
+
 class TensorBoard:
     """Event files in RUN/tensorboard: `tensorboard --logdir runs`."""
 
@@ -155,11 +163,11 @@ class WandB:
     def told(self) -> dict[str, int]:
         """A run that goes on knows its last step if there is a server to ask."""
         last = self._run.starting_step - 1
-        return {"step": last, "evaluation": last} if last >= 0 else {}
+        return {} if self._run.offline else {"step": last, "evaluation": last}
 
     def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One row; what comes at the same step joins it."""
-        self._run.log(named(kind, numbers) | {"train/global_step": float(step)}, step=step)
+        self._run.log(named(kind, numbers) | _place(kind, step), step=step)
 
     def close(self, *, failed: bool) -> None:
         """End the run; offline it stays to be synced."""
@@ -187,37 +195,54 @@ class Trackio:
         with _hushed("trackio"):
             import trackio
 
-            options: dict[str, Any] = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
-            name = card.name if card.id is None else card.id.partition(" ")[0]
-            config = {key: value for key, value in flat(plain(card.config)).items() if not key.startswith("_")}
+            local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
             self._run = trackio.init(
                 project=card.project,
-                name=name,
-                config=config,
-                resume="allow" if card.id else "never",
-                **options,
+                name=_free_name(card, local=local) if card.id is None else card.id.rpartition(" ")[0],
+                config=flat(plain(card.config)),
+                resume="never" if card.id is None else "allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
             )
             trackio.context_vars.current_run.set(None)  # or it would be ended again at exit, and by the next run
-        self._local = bool(getattr(self._run, "_is_local", False))
-        self.id = f"{name} {self._run.id}"
-        self._resumed = card.id == self.id
+        self._project, self._local = card.project, local
+        self.id = f"{self._run.name} {self._run.id}"
 
     @staticmethod
     def check() -> None:
         """Nothing is needed."""
 
     def told(self) -> dict[str, int]:
-        """A local run that goes on is asked."""
-        return {}
+        """A local store is asked for a metric that every record has: it may lack what waited when the process was killed."""
+        if not self._local:
+            return {}
+        from trackio.sqlite_storage import SQLiteStorage
+
+        found = {}
+        for kind, name in _ALWAYS.items():
+            points = SQLiteStorage.get_metric_values(self._project, self._run.name, name, run_id=self._run.id)
+            found[kind] = max((int(point["step"]) for point in points), default=-1)
+        return found
 
     def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One row of the run's table."""
-        self._run.log(named(kind, numbers), step=step)
+        self._run.log(named(kind, numbers) | _place(kind, step), step=step)
 
     def close(self, *, failed: bool) -> None:
         """Write what waits."""
         with _hushed("trackio"):
             self._run.finish()
+
+
+def _free_name(card: Card, *, local: bool) -> str:
+    """The run folder's name, which trackio has to find the run by again; if it may be taken, with an ending of its own."""
+    import trackio
+
+    taken = set() if local else {card.name}
+    with contextlib.suppress(ValueError):  # there is no such project yet
+        taken |= {run.name for run in trackio.Api().runs(card.project)}
+    return f"{card.name}-{secrets.token_hex(2)}" if card.name in taken else card.name
 
 
 class MLflow:
@@ -248,16 +273,15 @@ class MLflow:
 
     def told(self) -> dict[str, int]:
         """The store knows the last step of a metric that every record has."""
-        asked = {"step": "step", "evaluation": "eval/problems"}
-        history = {kind: self._client.get_metric_history(self.id, name) for kind, name in asked.items()}
-        return {kind: max(point.step for point in points) for kind, points in history.items() if points}
+        history = {kind: self._client.get_metric_history(self.id, name) for kind, name in _ALWAYS.items()}
+        return {kind: max((point.step for point in points), default=-1) for kind, points in history.items()}
 
     def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """All numbers of a record at once."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        numbers = named(kind, numbers, prefix="") | ({"step": float(step)} if kind == "step" else {})
+        numbers = named(kind, numbers, prefix="") | _place(kind, step)
         points = [Metric(_mlflow_name(name), value, now, step) for name, value in numbers.items()]
         for part in _chunks(points, 500):
             self._client.log_batch(self.id, metrics=part)

@@ -11,7 +11,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +87,7 @@ def open_trackers(names: Sequence[str], card: Card) -> Trackers:
         Trackers(mirrors).close()
         raise
     for mirror in mirrors:
-        mirror.start(_rows(card.folder) if card.step or mirror.told else ())
+        mirror.start(_rows(card.folder))
     return Trackers(mirrors)
 
 
@@ -110,6 +110,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
 def _rows(folder: Path) -> Iterator[_Row]:
     """The records of a run folder as they were written, with their clocks, in order."""
     clocks: dict[tuple[str, int], dict[str, float]] = {}
+    if not (folder / "metrics.jsonl").is_file():
+        return
     for record in read_records(folder / "timings.jsonl"):
         kind, step = str(record.pop("kind", "step")), int(record.pop("step"))
         clocks[kind, step] = record
@@ -133,7 +135,7 @@ class Mirror:
         self._queue: queue.Queue[_Row | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._serve, name=f"tracker {name}", daemon=True)
 
-    def start(self, before: Iterator[_Row] | tuple[()] = ()) -> None:
+    def start(self, before: Iterable[_Row]) -> None:
         """Begin to speak; first come the rows of the run so far that the tracker lacks."""
         self._remember()
         for row in before:
