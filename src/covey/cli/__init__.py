@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from covey import __version__
-from covey.cli import config, evaluate, recipes, sft, show, train
+from covey.cli import check, config, doctor, evaluate, new, recipes, sft, show, train
 from covey.errors import EXIT_CODES, CoveyError, StorageError
 
 _LINES = [f"{code:>5}  {meaning:<38}" for code, meaning in EXIT_CODES.items()]
@@ -24,6 +25,7 @@ _HALF = (len(_LINES) + 1) // 2
 CODES = "\n".join("".join(_LINES[place::_HALF]).rstrip() for place in range(_HALF))
 EPILOG = f"""\b
 Examples:
+  covey new my-task                        a folder with data, reward and settings
   covey train steps=50 task=countdown      learn, in runs/<name>-<n>/
   covey eval runs/<name>-<n>               ask held-out problems
   covey config schema                      every key: type, unit, range, default
@@ -56,11 +58,39 @@ def covey(
         typer.echo(context.get_help())
 
 
-def _add(name: str, command: Callable[..., None], *, to: typer.Typer = app, example: str) -> None:
-    to.command(name, epilog=f"\b\nExample:\n  {example}")(command)
+class _BareResume(TyperCommand):
+    """`--resume` may stand without a value: then it means the newest run of the task that is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a bare `--resume` the empty value."""
+        following = [*args[1:], "-"]
+        bare = [
+            word == "--resume" and (after[:1] == "-" or "=" in after)
+            for word, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(ctx, ["--resume=" if flag else word for word, flag in zip(args, bare, strict=True)])
 
 
-_add("train", train.train, example="covey train recipe.surrogate.high=0.3 budget.optimizer.lr=1e-3 steps=200 seed=1")
+def _add(
+    name: str,
+    command: Callable[..., None],
+    *,
+    to: typer.Typer = app,
+    example: str,
+    cls: type[TyperCommand] = TyperCommand,
+) -> None:
+    to.command(name, cls=cls, epilog=f"\b\nExample:\n  {example}")(command)
+
+
+_add("new", new.new, example="covey new my-task --data problems.jsonl")
+_add("check", check.check, example="covey check my-task steps=200")
+_add("doctor", doctor.doctor, example="covey doctor model=Qwen/Qwen3-0.6B")
+_add(
+    "train",
+    train.train,
+    example="covey train my-task recipe.surrogate.high=0.3 budget.optimizer.lr=1e-3 steps=200 seed=1",
+    cls=_BareResume,
+)
 _add("eval", evaluate.evaluate, example="covey eval runs/first-1 --samples 32 budget.eval_problems=50")
 _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models/warm steps=500 lr=2e-3")
 _add("show", show.show, example="covey show runs/first-1 --json")

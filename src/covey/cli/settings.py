@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from covey.errors import CoveyError, MissingInputError
+
 if TYPE_CHECKING:
     from covey.config import Resolved
 
@@ -18,15 +20,42 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings; short keys: recipe model task data reward steps seed."),
 ]
+TaskSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TASK] [KEY=VALUE]",
+        help="A task's folder or YAML file, and settings; short keys: recipe model task data reward steps seed.",
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def resolve_settings(settings: Sequence[str] | None, file: Path | None) -> Resolved:
-    """The configuration of `KEY=VALUE` arguments on top of a file."""
+    """The configuration of `KEY=VALUE` arguments on top of a file, which may stand first among them as TASK."""
     from covey.config import resolve
 
-    return resolve(settings or (), file=file)
+    task, flags = split_task(settings)
+    if task is not None and file is not None:
+        raise CoveyError("--config", f"'{settings[0]}' is a configuration too", "Give one of them.")  # type: ignore[index]
+    return resolve(flags, file=task or file)
+
+
+def split_task(settings: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+    """The YAML file that the first argument names by itself or by its folder, and the other arguments.
+
+    Raises MissingInputError for a folder without `run.yaml`; what is neither file nor folder is left to be read as a setting.
+    """
+    first, *rest = [*(settings or ()), ""][:-1] or [""]
+    path = Path(first)
+    if first and "=" not in first and path.is_dir():
+        if not (path / "run.yaml").is_file():
+            right = f"Make a task with `covey new {path.name or 'my-task'}`, or write KEY=VALUE."
+            raise MissingInputError(first, "the folder has no run.yaml", right)
+        return path / "run.yaml", rest
+    if path.suffix in (".yaml", ".yml") and "=" not in first:
+        return path, rest
+    return None, list(settings or ())
 
 
 def print_json(data: Any) -> None:
@@ -34,24 +63,22 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(_finite(data), indent=1, ensure_ascii=False))
 
 
-def print_rich(*parts: Any) -> None:
+def print_rich(*parts: Any, to_stderr: bool = False) -> None:
     """Tables and text for the terminal."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        Console(highlight=False).print(*parts, sep="\n")
+    if (sys.stderr if to_stderr else sys.stdout).isatty():
+        Console(highlight=False, stderr=to_stderr).print(*parts, sep="\n")
         return
     # Without a terminal lines are as long as they need to be: they are read by programs.
     console = Console(highlight=False, width=200, file=io.StringIO())
     with console.capture() as captured:
         console.print(*parts, sep="\n")
-    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), err=to_stderr)
 
 
 def read_run_config(folder: Path) -> Path:
     """The configuration file of a run folder."""
-    from covey.errors import MissingInputError
-
     file = folder / "run.yaml"
     if not file.is_file():
         found = "has no run.yaml" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"

@@ -11,6 +11,9 @@ from typing import Any, cast
 import transformers
 
 from covey.engines import loading
+from covey.engines.chat import PLAIN, Chat, check_chat, render
+from covey.engines.folders import ADAPTER, check_config, check_folder, find_folder
+from covey.engines.peft_folder import read_stored
 from covey.errors import ConfigError
 from covey.types import Message
 
@@ -23,6 +26,7 @@ class Words:
     config: Any
     stop_ids: tuple[int, ...]
     folder: Path
+    chat: Chat = PLAIN
 
     @property
     def context(self) -> int | None:
@@ -31,19 +35,22 @@ class Words:
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt's token ids, as a run renders them."""
-        return loading.render(self.tokenizer, messages)
+        return render(self.tokenizer, messages, self.chat)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of a bare text, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def open_words(source: str) -> Words:
-    """Everything of a model but its weights. Raises MissingInputError and ConfigError as loading it would."""
+def open_words(source: str, chat: Chat = PLAIN) -> Words:
+    """Everything of a model but its weights; of a folder of adapters, its base's. Raises what loading the model would raise."""
     where = f"model {source}"
     with loading.quiet():
-        folder = loading._find_folder(source, where)
-        loading._check_config(folder, where)
+        folder = find_folder(source, where)
+        if (folder / ADAPTER).is_file():
+            folder = find_folder(read_stored(folder, where).base, where)
+        check_folder(folder, where)
+        check_config(folder, where)
         config = transformers.AutoConfig.from_pretrained(folder)
         tokenizer = loading._load_tokenizer(folder, where)
         try:
@@ -55,4 +62,5 @@ def open_words(source: str) -> Words:
     if highest >= rows:
         found = f"the tokenizer has ids up to {highest}, the embedding has {rows} rows"
         raise ConfigError(where, found, "Resize the embedding or give the right tokenizer.")
-    return Words(tokenizer, config, stop_ids, folder)
+    check_chat(tokenizer, chat)
+    return Words(tokenizer, config, stop_ids, folder, chat)

@@ -1,0 +1,250 @@
+"""The engines' own code on a model without content: what sampling and a gradient need, to the byte, before any weight is read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+
+from covey.batch import Batch, Keep
+from covey.engines import experts
+from covey.engines.adapters import Lora, add_adapter
+from covey.engines.cache import DecodeLayout
+from covey.engines.choice import choose
+from covey.engines.head import LogitHead
+from covey.engines.loading import DTYPES, quiet
+from covey.engines.quantize import quantize_linear
+from covey.engines.sampler import HFSampler, Job, Wave
+from covey.engines.scorer import Scorer
+from covey.preflight.watch import Block, Traced, size_of, storages, watched
+from covey.types import Request, Sampling
+
+DEPTHS = (4, 6)
+"""Layers of the two small models from which a deep one is extrapolated: equal layers add equal bytes."""
+EVEN = "covey_even"
+"""The name of experts that share a batch evenly: a model without content cannot route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What decides about a model's tensors besides its configuration."""
+
+    dtype: str = "float32"
+    lora: Lora | None = None
+    quantize: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a model's tensors: all of them, those that are trained, and the largest trained one."""
+
+    weights: int
+    trained: int
+    small: int
+    largest: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows of a forward: `groups` prompts of `prompt` tokens with `samples` responses of `response` tokens each."""
+
+    groups: int
+    samples: int
+    prompt: int
+    response: int
+
+    @property
+    def rows(self) -> int:
+        """Responses."""
+        return self.groups * self.samples
+
+
+class Rehearsal:
+    """Runs sampler and scorer on a model of a given configuration that has shapes and no content."""
+
+    def __init__(self, config: Any, build: Build, *, gaps: float = 0.0) -> None:
+        self.config, self.build, self.gaps = config, build, gaps
+        self._models: dict[int, nn.Module] = {}
+
+    @property
+    def layers(self) -> int:
+        """The model's depth."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    def sizes(self) -> Sizes:
+        """Bytes of the whole model."""
+        model = self._model(self.layers)
+        trained = [size_of(p) for p in model.parameters() if p.requires_grad]
+        return Sizes(
+            weights=sum(storages(_tensors(model)).values()),
+            trained=sum(trained),
+            small=sum(count for count in trained if count < (32 << 20)),
+            largest=max(trained),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+    def update(
+        self, shape: Shape, *, outputs: Sequence[str], temperature: float, recompute: bool, again: bool
+    ) -> Traced:
+        """Forward and backward of one slice. `again`: gradients of an earlier slice are there already."""
+
+        def run(depth: int) -> Traced:
+            scorer, rows = Scorer(self._model(depth)), make_rows(shape)
+            layers = scorer.layers()
+            if recompute:
+                for layer in layers:
+                    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            try:
+                with watched(scorer.model, gaps=self.gaps) as watch:
+                    if again:
+                        _fill_gradients(scorer.model, watch.note_gradient)
+                    found = scorer(rows, outputs=tuple(outputs), temperature=temperature)
+                    torch.stack([value.sum() for value in found.values()]).sum().backward()  # type: ignore[no-untyped-call]
+                    return watch.peak
+            finally:
+                for layer in layers:
+                    layer.__dict__.pop("forward", None)
+
+        return self._extrapolate(run)
+
+    def score(self, shape: Shape, *, temperature: float) -> Traced:
+        """A forward of one slice without gradient."""
+
+        def run(depth: int) -> Traced:
+            scorer, rows = Scorer(self._model(depth)), make_rows(shape)
+            with torch.no_grad(), watched(scorer.model, gaps=self.gaps) as watch:
+                scorer(rows, temperature=temperature)
+                return watch.peak
+
+        return self._extrapolate(run)
+
+    def sample(self, shape: Shape, sampling: Sampling) -> Traced:
+        """One wave: prompts into the cache, then the draw and the forward of the last token."""
+
+        def run(depth: int) -> Traced:
+            sampler = HFSampler(self._model(depth), max_rows=shape.rows)
+            requests = [Request(str(at), (1,) * shape.prompt, (0,) * shape.samples) for at in range(shape.groups)]
+            jobs = [Job(at, 0, shape.samples) for at in range(shape.groups)]
+            with torch.no_grad(), watched(sampler.model, gaps=self.gaps) as watch:
+                wave = Wave(sampler, requests, jobs, sampling)
+                logits = wave.prefill()
+                choose(logits, wave.keys, 0, sampling)
+                at = wave.lengths + shape.response - 1
+                hidden = wave._forward(wave.token, at, DecodeLayout(wave.cache, at, int(at.max()) + 1))
+                logits = LogitHead(sampler.model)(hidden)
+                choose(logits, wave.keys, 0, sampling)
+                return watch.peak
+
+        return self._extrapolate(run)
+
+    def _extrapolate(self, run: Any) -> Traced:
+        """A deep model of equal layers from two shallow ones; any other as it is."""
+        shallow, deeper = DEPTHS
+        if self.layers <= deeper or not _equal_layers(self.config):
+            return run(self.layers)  # type: ignore[no-any-return]
+        first, second = run(shallow), run(deeper)
+        times = (self.layers - shallow) / (deeper - shallow)
+
+        def along(name: str) -> int:
+            here: int = getattr(first, name)
+            return max(0, round(here + times * (getattr(second, name) - here)))
+
+        largest: Block | None = second.largest
+        return Traced(along("bytes"), along("gradients"), along("small"), largest)
+
+    def _model(self, depth: int) -> nn.Module:
+        if depth not in self._models:
+            self._models[depth] = build_hollow(shallow_config(self.config, depth), self.build)
+        return self._models[depth]
+
+
+def build_hollow(config: Any, build: Build) -> nn.Module:
+    """A model of a configuration whose tensors have shapes and no content, as `load_model` would make it."""
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=DTYPES[build.dtype])
+        if build.quantize is not None:
+            quantize_linear(model, build.quantize)
+        if build.lora is not None:
+            add_adapter(model, build.lora, seed=0)
+    return model
+
+
+def shallow_config(config: Any, depth: int) -> Any:
+    """The same model with fewer layers."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    text.num_hidden_layers = depth
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(text.layer_types)[:depth]
+    return changed
+
+
+def _equal_layers(config: Any) -> bool:
+    """Whether all layers look alike, as far as a configuration tells."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ("one",))
+    mixed = getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None)
+    return len(kinds) == 1 and not mixed
+
+
+def make_rows(shape: Shape) -> Batch:
+    """Rows of a shape, all of whose response tokens are predicted."""
+    n, width = shape.rows, shape.response
+    zeros = torch.zeros(n, width)
+    ids = torch.zeros(n, width, dtype=torch.long)
+    ones = torch.ones(n, dtype=torch.long)
+    return Batch(
+        prompts={at: (1,) * shape.prompt for at in range(shape.groups)},
+        tokens=ids,
+        mask=torch.ones(n, width, dtype=torch.bool),
+        sampled_logp=zeros,
+        old_logp=zeros,
+        turn=ids,
+        version=ids,
+        length=ones * width,
+        group=torch.arange(shape.groups).repeat_interleave(shape.samples),
+        rollout=torch.arange(n),
+        stop=ones,
+        limit=ones * width,
+        reward=torch.zeros(n, 1),
+        reward_names=("reward",),
+        reward_weights=(1.0,),
+        keep=Keep.all(n),
+    )
+
+
+def _fill_gradients(model: nn.Module, note: Any) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+            note(parameter)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def mix_evenly(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """As `covey.engines.experts.mix_experts`, in two halves of equal size: the same numbers of rows, without routing."""
+    part: Any = module
+    rows = chosen.numel()
+    out = torch.zeros_like(hidden)
+    for expert, count in ((0, rows // 2), (1, rows - rows // 2)):
+        token = torch.zeros(count, dtype=torch.long)
+        inner = nn.functional.linear(hidden.index_select(0, token), part.gate_up_proj[expert])
+        result = nn.functional.linear(part._apply_gate(inner), part.down_proj[expert])
+        result = result * weights.flatten()[:count, None]
+        out = out.index_add(0, token, result.to(out.dtype))
+    return out
+
+
+experts.ALL_EXPERTS_FUNCTIONS.register(EVEN, mix_evenly)
