@@ -23,7 +23,6 @@ from covey.folder import check_free, check_space, describe_machine, new_folder
 from covey.loop import train as loop
 from covey.observe.clients import Card
 from covey.observe.console import Console, Rhythm
-from covey.observe.trackers import check as check_trackers
 from covey.observe.trackers import open_trackers
 from covey.run import Run
 from covey.tasks.rows import from_rows
@@ -43,7 +42,6 @@ def start(
     """
     called = Callbacks(callbacks)
     config.check_data()
-    check_trackers(config.report.to)
     config = anchor(config)
     world = World.from_environment()
     if world.leads:

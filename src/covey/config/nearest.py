@@ -36,6 +36,17 @@ ELSEWHERE = {
     "reward_funcs": "reward",
     "output_dir": "--out",
     "resume_from_checkpoint": "--resume",
+    "load_best_model_at_end": "budget.best",
+    "metric_for_best_model": "budget.best.metric",
+    "greater_is_better": "budget.best.mode",
+    "early_stopping_patience": "budget.best.patience",
+    "early_stopping_threshold": "budget.best.min_change",
+    "log_completions": "report.completions_every",
+    "logging_steps": "report.completions_every",
+    "run_name": "name",
+    "project_name": "report.project",
+    "experiment_name": "report.project",
+    "logger": "report.to",
 }
 """What a setting is called in other libraries -> what it is called here."""
 

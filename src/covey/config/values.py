@@ -14,6 +14,7 @@ from covey import recipes
 from covey import tasks as _tasks  # noqa: F401  (registers the tasks that ship)
 from covey.config.text import write
 from covey.errors import ConfigError, did_you_mean
+from covey.observe.trackers import check as check_trackers
 from covey.recipes import Recipe
 from covey.recipes.rules import Shape, check_run
 from covey.registry import Component, Value, build, plain
@@ -169,6 +170,13 @@ class Budget(Section):
     best: BestConfig | None = key(None, "keep the best model and perhaps stop early; null: neither")
 
     @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.best is not None and self.best.patience is not None and self.eval_every is None:
+            found = "without budget.eval_every there are no evaluations on the way to wait for"
+            raise ConfigError("budget.best.patience", found, "Add budget.eval_every=10.")
+        return self
+
+    @model_validator(mode="after")
     def _whole_groups(self) -> Self:
         if self.optimizer_steps_per_pass > self.prompts_per_step:
             raise ConfigError(
@@ -248,7 +256,8 @@ class Report(Section):
     @field_validator("to", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return tuple(dict.fromkeys(names)) if isinstance(names, (list, tuple)) else names
 
 
 class RunConfig(Value):
@@ -304,12 +313,16 @@ class RunConfig(Value):
             raise explain_value(error) from None
 
     def check_data(self) -> None:
-        """Ask the task for its first prompt, and the reward whether it can read it: mistakes show before a model is loaded."""
+        """Ask the task for its first prompt, the reward whether it can read it, and the trackers whether they can start.
+
+        So mistakes show before a model is loaded.
+        """
         task: Any = self.task
         prompt = task.train(self.budget.seed, 0)
         reward: Any = getattr(task, "reward", None) if self.reward is None else self.reward
         if hasattr(reward, "check"):
             reward.check(prompt)
+        check_trackers(self.report.to)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data."""
