@@ -12,9 +12,11 @@ import torch
 from covey.collect.grouped import GroupedCollector, Speech
 from covey.collect.prompts import Prompts
 from covey.columns import providers
+from covey.engines.adapters import Lora
+from covey.engines.chat import Chat
 from covey.engines.cluster import Cluster
 from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner
-from covey.engines.loading import LoadedModel, load_model
+from covey.engines.loading import LoadedModel, ModelOptions, load_model
 from covey.engines.probe import choose_threads
 from covey.engines.sampler import HFSampler
 from covey.engines.schedule import learning_rate
@@ -71,17 +73,21 @@ class Parts:
     improver: GradientImprover
     threads: int
     parameters: int
+    trained: int
 
 
 def assemble(config: RunConfig, task: Task, world: World) -> Parts:
     """Build everything that computes, on every rank alike. Raises a one-line error for what cannot work."""
-    loaded = load_model(config.model.path, dtype=config.model.dtype)
+    loaded = load_policy(config)
+    _check_trainable(config, loaded, world)
     threads = choose_threads(loaded.model, config.engines.threads)
     torch.set_num_threads(threads)
     verify(loaded.model, loaded.tokenizer)
     sampling = config.budget.sampling.with_stop_ids(loaded.stop_ids)
     speech = Speech(loaded.render, loaded.decode)
     _fits(task, config, loaded)
+    numbers = [(value.numel(), value.requires_grad) for value in loaded.model.parameters()]
+    parameters, trained = sum(n for n, _ in numbers), sum(n for n, wanted in numbers if wanted)
     sampler = _sampler(config, loaded, world)
     cluster = _cluster(config, loaded, world, sampler)
     prompts = Prompts(task, config.budget.seed)
@@ -105,8 +111,33 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
         collector=collector,
         improver=_improver(config, cluster, getattr(task.reward, "weights", {})),
         threads=threads,
-        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        parameters=parameters,
+        trained=trained,
     )
+
+
+def load_policy(config: RunConfig) -> LoadedModel:
+    """The model of a configuration with everything that `model` says of it: format, adapters, how it speaks."""
+    model = config.model
+    lora = (
+        None
+        if model.lora is None
+        else Lora(**{name: getattr(model.lora, name) for name in ("rank", "alpha", "targets")})
+    )
+    chat = Chat(system=model.system, template_kwargs=model.chat_template_kwargs, thinking=model.thinking)
+    options = ModelOptions(lora=lora, quantize=model.quantize, chat=chat, seed=config.budget.seed)
+    return load_model(model.path, dtype=model.dtype, options=options)
+
+
+def _check_trainable(config: RunConfig, loaded: LoadedModel, world: World) -> None:
+    """Refuse to guess what is to be trained of a PEFT folder, and to shard weights that cannot be."""
+    if loaded.adapted and config.model.lora is None:
+        right = "Add model.lora.rank=... to go on training it, or merge it into its base first."
+        raise ConfigError("model.path", f"{loaded.source} is an adapter", right)
+    if config.model.quantize is not None and world.size > 1:
+        raise ConfigError(
+            "model.quantize", f"rounded weights cannot be sharded over {world.size} ranks", "Use one rank."
+        )
 
 
 def _sampler(config: RunConfig, loaded: LoadedModel, world: World) -> HFSampler:

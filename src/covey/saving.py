@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints of everything that is state, and its model as an ordinary transformers folder."""
+"""What a run keeps: checkpoints of everything that is state, and its model as an ordinary transformers (or PEFT) folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from covey import checkpoint, files
 from covey.engines.loading import DTYPES
+from covey.engines.peft_folder import read_adapter, write_adapter
 
 if TYPE_CHECKING:
     from covey.best import Best
@@ -42,7 +43,9 @@ def restore(run: Run) -> None:
     """Go on from the newest whole checkpoint of the folder; later rows of the logs are cut off."""
     found = checkpoint.load(run.folder)
     record = found.record()
-    run.parts.cluster.load(weights=found.weights(DTYPES[run.config.model.dtype]), optimizer=found.optimizer())
+    adapted, dtype = run.parts.loaded.adapted, DTYPES[run.config.model.dtype]
+    weights = read_adapter(found.model) if adapted else found.weights(dtype)
+    run.parts.cluster.load(weights=weights, optimizer=found.optimizer())
     run.improver.states = record["states"]
     run.improver.optimizer_steps = record["optimizer_steps"]
     run.collector.prompts.cursor = record["cursor"]
@@ -53,7 +56,7 @@ def restore(run: Run) -> None:
 
 
 def write_model(run: Run, folder: Path) -> None:
-    """Write the current weights as an ordinary transformers folder, whole or not at all."""
+    """Write the current weights as an ordinary transformers folder (adapters as a PEFT folder), whole or not at all."""
     files.write_folder(folder, _model_writer(run))
 
 
@@ -83,4 +86,8 @@ def forget_end(run: Run) -> None:
 
 def _model_writer(run: Run) -> Callable[[Path], None]:
     loaded, weights = run.parts.loaded, run.parts.cluster.weights()
+    if loaded.adapted:
+        return lambda folder: write_adapter(
+            folder, model=loaded.model, tokenizer=loaded.tokenizer, weights=weights, base=loaded.base
+        )
     return lambda folder: checkpoint.export(folder, model=loaded.model, tokenizer=loaded.tokenizer, weights=weights)

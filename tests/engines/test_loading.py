@@ -14,7 +14,7 @@ from tiny_models import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from covey.engines import loading
+from covey.engines import folders, loading
 from covey.engines.loading import LoadedModel, load_model
 from covey.engines.sampler import HFSampler
 from covey.engines.scorer import verify
@@ -249,9 +249,34 @@ def test_no_such_folder(source: str) -> None:
 
 
 def test_a_hub_id_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
-    check("someone/no-such-model", MissingInputError, "not to be had from the hub")
-    check("nonsense name!", MissingInputError, "not to be had from the hub")
+    monkeypatch.setattr(folders, "_hub_answers", lambda: False)
+    check("someone/no-such-model", MissingInputError, "not in the local cache, and the hub does not answer")
+    check("nonsense name!", MissingInputError, "cannot be a hub id. Give a folder, 'tiny', or an id like OWNER/NAME.")
+
+
+def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Online: gated, absent, out of order, full disk; each says what to do, and a copy in the local cache still serves."""
+    import errno
+
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+    refusals = [
+        (hub.GatedRepoError("x", response=answer), "asks for its licence first. Accept it on the model's page"),
+        (hub.RepositoryNotFoundError("x", response=answer), "has no model of that name, or a private one"),
+        (hub.HfHubHTTPError("out of order\nmore", response=answer), "the hub refuses it (out of order). Try again"),
+        (OSError(errno.ENOSPC, "No space left"), "it cannot be stored (No space left). Make room in HF_HOME"),
+    ]
+    monkeypatch.setattr(folders, "_hub_answers", lambda: True)
+    for error, text in refusals:
+
+        def download(source: str, *, local_files_only: bool, error: Exception = error, **options: object) -> str:
+            raise hub.LocalEntryNotFoundError("x") if local_files_only else error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        check("someone/some-model", MissingInputError, text)
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 READS = (
     "model.dtype",
+    "model.quantize",
+    "model.system",
+    "model.chat_template_kwargs",
+    "model.thinking",
     "task",
     "reward",
     "engines.threads",
@@ -92,15 +96,14 @@ def ask(config: RunConfig, temperature: float) -> Evaluation:
     """Load the model and let it answer; training temperature, top-p and top-k play no part."""
     import torch
 
-    from covey.assembly import with_reward
-    from covey.engines.loading import load_model
+    from covey.assembly import load_policy, with_reward
     from covey.engines.probe import choose_threads
     from covey.engines.sampler import HFSampler
     from covey.evaluate.evaluate import Plan
     from covey.evaluate.evaluate import evaluate as measure
     from covey.types import Sampling
 
-    loaded = load_model(config.model.path, dtype=config.model.dtype)
+    loaded = load_policy(config)
     torch.set_num_threads(choose_threads(loaded.model, config.engines.threads))
     budget = config.budget
     return measure(

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from covey.batch import Batch, Credited, Live
+from covey.engines.adapters import is_adapted
 from covey.engines.slices import Plan, cheapest_row, cut, is_token_level, plan_slices
 from covey.engines.world import World
 from covey.metrics import Metrics, highest, merge, total
@@ -177,8 +178,13 @@ class TorchLearner(SlicedScorer):
         self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole weights under transformers' names, tied ones once. Alone they are the parameters' own memory."""
-        return {name: whole(p) for name, p in inner(self.scorer).named_parameters()}
+        """The whole weights under transformers' names, tied ones once. Alone they are the parameters' own memory.
+
+        Of an adapted model they are the adapters alone: the rest is what it was when it was loaded.
+        """
+        model = inner(self.scorer)
+        kept = self.parameters if is_adapted(model) else dict(model.named_parameters())
+        return {name: whole(p) for name, p in kept.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The whole optimizer state as CPU tensors `<parameter>/<slot>`, on rank 0; empty before the first step."""

@@ -2,93 +2,140 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
-from covey.errors import ConfigError, DataError, MissingInputError, RefusedError, did_you_mean
+from covey.engines.adapters import Lora, add_adapter, is_adapted
+from covey.engines.chat import PLAIN, Chat, check_chat, decode, opens_thought, split_thought
+from covey.engines.chat import render as render
+from covey.engines.folders import ADAPTER, check_config, check_folder, find_folder, first_line
+from covey.engines.peft_folder import Stored, load_adapter, read_stored
+from covey.engines.quantize import quantize_linear
+from covey.errors import ConfigError, MissingInputError, did_you_mean
 from covey.models import find_model
 from covey.types import Message
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 TINY = Path(find_model("tiny"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What a model is besides its files: adapters on it, how its frozen weights are kept, how it speaks.
+
+    `seed` decides the values of fresh adapters. `quantize` is nf4, int8 or None.
+    """
+
+    lora: Lora | None = None
+    quantize: str | None = None
+    chat: Chat = PLAIN
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal LM with its tokenizer. `stop_ids` are resolved once, here; nothing else of a generation config is used."""
+    """A causal LM with its tokenizer. `stop_ids` are resolved once, here; nothing else of a generation config is used.
+
+    `base` names the model under adapters so that others find it: an absolute folder or a hub id.
+    """
 
     model: nn.Module
     tokenizer: Any
     stop_ids: tuple[int, ...]
     source: str
+    base: str = ""
+    chat: Chat = field(default=PLAIN)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it bears adapters."""
+        return is_adapted(self.model)
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt's token ids, ready for the model's turn; see `render`."""
-        return render(self.tokenizer, messages)
+        return render(self.tokenizer, messages, self.chat)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of response ids without special tokens."""
-        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+        """The text of response ids without special tokens; of a model that thinks, what follows the thought."""
+        return self.split(tokens)[1]
+
+    def think(self, tokens: Sequence[int]) -> str:
+        """The thought in response ids: what stands between the thinking tags; empty without such tags."""
+        return self.split(tokens)[0]
+
+    def split(self, tokens: Sequence[int]) -> tuple[str, str]:
+        """Thought and text of response ids."""
+        tags = self.chat.thinking
+        if tags is None:
+            return "", decode(self.tokenizer, tokens)
+        return split_thought(decode(self.tokenizer, tokens, tags), tags, opened=self._opened)
+
+    @cached_property
+    def _opened(self) -> bool:
+        return opens_thought(self.tokenizer, self.chat)
 
 
-def load_model(source: str | Path, *, dtype: str = "float32") -> LoadedModel:
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    options: ModelOptions = ModelOptions(),
+) -> LoadedModel:
     """Load `tiny`, a local folder in hub format, or a hub id (from the local cache, or the hub where it can be reached).
 
-    Never runs code that comes with a model, never unpickles. One-line errors: MissingInputError for what is not there or cannot
-    be read, ConfigError for what is there and cannot serve.
+    A PEFT folder gives its base with its adapter. With `options.lora` a model gets fresh adapters, and a PEFT folder's own go
+    on being trained; they must be those that the options describe. Never runs code that comes with a model, never unpickles.
+    One-line errors: MissingInputError for what is not there or cannot be read, ConfigError for what is there and cannot serve.
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", f"there is no dtype '{dtype}'", did_you_mean(str(dtype), DTYPES))
     where = f"model {source}"
     with quiet():
-        folder = _find_folder(str(source), where)
-        _check_folder(folder, where)
-        _check_config(folder, where)
-        model = _load_weights(folder, where, DTYPES[dtype])
-        tokenizer = _load_tokenizer(folder, where)
+        folder = find_folder(str(source), where)
+        stored = read_stored(folder, where) if (folder / ADAPTER).is_file() else None
+        base = folder if stored is None else find_folder(stored.base, f"{where}: its base {stored.base}")
+        model, tokenizer = _load_base(base, where if stored is None else f"{where}: its base {base}", DTYPES[dtype])
+        if stored is not None and (folder / "tokenizer_config.json").is_file():
+            tokenizer = _load_tokenizer(folder, where)
+        _adapt(model, stored, options, where)
     _check_vocabulary(model, tokenizer, where)
-    return LoadedModel(model, tokenizer, _find_stop_ids(model, tokenizer, where), str(source))
+    check_chat(tokenizer, options.chat)
+    stop_ids = _find_stop_ids(model, tokenizer, where)
+    name = _lasting_name(str(source) if stored is None else stored.base, base)
+    return LoadedModel(model, tokenizer, stop_ids, str(source), name, options.chat)
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of a conversation up to the model's turn.
+def _load_base(folder: Path, where: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """An ordinary model folder's model and tokenizer."""
+    if (folder / ADAPTER).is_file():
+        raise ConfigError(where, "it is an adapter itself", "Merge it into its own base first.")
+    check_folder(folder, where)
+    check_config(folder, where)
+    return _load_weights(folder, where, dtype), _load_tokenizer(folder, where)
 
-    With a chat template the text is the template's and no special tokens are added to it; without one it is the messages'
-    contents, one after another, with the special tokens that the tokenizer puts in front. There is never more than one BOS.
-    """
-    if getattr(tokenizer, "chat_template", None):
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise anything, and says why
-            found = f"it raised {type(error).__name__}: {error}"
-            raise ConfigError("model chat template", found, "Mend the template or the prompt's messages.") from None
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        ids = tokenizer("".join(message.content for message in messages), verbose=False)["input_ids"]
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        ids = ids[1:]
-    if not ids:
-        raise DataError("prompt", "it has no tokens", "Give a text.")
-    return tuple(ids)
+
+def _adapt(model: nn.Module, stored: Stored | None, options: ModelOptions, where: str) -> None:
+    """Round the frozen weights and put the adapters on: the stored ones, or fresh ones where they are asked for."""
+    if options.quantize is not None:
+        quantize_linear(model, options.quantize)
+    if stored is not None:
+        load_adapter(model, stored, where, expected=options.lora)
+    elif options.lora is not None:
+        add_adapter(model, options.lora, seed=options.seed)
+
+
+def _lasting_name(source: str, folder: Path) -> str:
+    """A name under which the model is found from any directory: a hub id as it is, else the absolute folder."""
+    return str(folder.resolve()) if Path(find_model(source)).expanduser().is_dir() else source
 
 
 @contextmanager
@@ -107,93 +154,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _find_folder(source: str, where: str) -> Path:
-    """The folder of a model: the package's own, a local one, or a hub id's in the local cache (filled where the hub answers)."""
-    folder = Path(find_model(source)).expanduser()
-    if folder.is_dir():
-        return folder
-    if source == "tiny" or source.startswith((".", "~", os.sep)) or source.count("/") > 1 or folder.exists():
-        raise MissingInputError(where, "there is no such folder", "Give a folder in hub format, a hub id, or 'tiny'.")
-    for offline in (False, True) if _hub_answers() else (True,):
-        try:
-            return Path(huggingface_hub.snapshot_download(source, allow_patterns=_FILES, local_files_only=offline))
-        except (OSError, ValueError):  # not there, no access, no such id: the next source may have it
-            continue
-    raise MissingInputError(
-        where,
-        "it is no folder here, not in the local cache, and not to be had from the hub",
-        "Give a folder, 'tiny', or a hub id once while online.",
-    )
-
-
-def _hub_answers() -> bool:
-    """Whether a download can be tried at all: the hub's client goes on retrying for half a minute where there is no network."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    address = urllib.parse.urlparse(huggingface_hub.constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=3.0):
-            return True
-    except OSError:
-        return False
-
-
-def _check_folder(folder: Path, where: str) -> None:
-    """A model's files, before anything is loaded: configuration, every shard, whole and not pickled."""
-    if not (folder / "config.json").is_file():
-        raise MissingInputError(where, "the folder has no config.json", "Give a model folder in hub format.")
-    index = folder / "model.safetensors.index.json"
-    shards = {path.name for path in folder.glob("*.safetensors")}
-    wanted = set(_read_json(index, where)["weight_map"].values()) if index.is_file() else set()
-    if missing := sorted(wanted - shards):
-        raise MissingInputError(where, f"the shard {missing[0]} is missing", "Copy the whole folder.")
-    if not shards:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        found = "its weights are pickled, which covey never opens" if pickled else "it has no weights"
-        raise MissingInputError(where, found, "Give model.safetensors.")
-    for name in sorted(shards):
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise MissingInputError(where, f"{name} cannot be read ({error})", "Copy the file again.") from None
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MissingInputError(where, f"{path.name} cannot be read ({error})", "Copy the file again.") from None
-    return value
-
-
-def _check_config(folder: Path, where: str) -> None:
-    """The architecture: known to transformers, without code of its own, a causal LM."""
-    raw = _read_json(folder / "config.json", where)
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    kind = raw.get("model_type")
-    if kind not in known:
-        if raw.get("auto_map"):
-            raise RefusedError(
-                where,
-                "it needs code of its own (auto_map), which covey never runs",
-                "Give a model that transformers knows.",
-            )
-        raise ConfigError(where, f"config.json has the unknown model_type {kind!r}", "Update transformers.")
-    mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind not in mapping:
-        raise ConfigError(where, f"'{kind}' is no causal language model", "Give a decoder-only model.")
-    if quantised := raw.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
-        raise ConfigError(where, f"its weights are quantised ({method})", "Give float32, bfloat16 or float16 weights.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
     """The model with all of its weights from the files: none made up, none left over by shape."""
     try:
@@ -202,10 +162,10 @@ def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
         )
     except (OSError, SafetensorError) as error:
         raise MissingInputError(
-            where, f"its weights cannot be loaded ({_first_line(error)})", "Copy the files again."
+            where, f"its weights cannot be loaded ({first_line(error)})", "Copy the files again."
         ) from None
     except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise ConfigError(where, f"it cannot be built ({_first_line(error)})", "Check its config.json.") from None
+        raise ConfigError(where, f"it cannot be built ({first_line(error)})", "Check its config.json.") from None
     for what, names in (("no", report["missing_keys"]), ("a misshapen", report["mismatched_keys"])):
         if names:
             first = sorted(name if isinstance(name, str) else name[0] for name in names)[0]
@@ -217,7 +177,7 @@ def _load_tokenizer(folder: Path, where: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raise bare Exceptions
-        found = f"its tokenizer cannot be loaded ({_first_line(error)})"
+        found = f"its tokenizer cannot be loaded ({first_line(error)})"
         raise MissingInputError(where, found, "The folder needs tokenizer.json and tokenizer_config.json.") from None
 
 

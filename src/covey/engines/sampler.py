@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from covey.engines.adapters import is_adapted
 from covey.engines.attention import KEYWORD, decoder_of, prepare, round_up
 from covey.engines.cache import Cache, DecodeLayout, PrefillLayout
 from covey.engines.choice import Choice, choose
@@ -38,9 +39,11 @@ class HFSampler:
         self.model, self.tokenizer, self.max_rows, self.version = model, tokenizer, max_rows, version
 
     def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Copy weights (under transformers' names) into the sampler's model, in place."""
+        """Copy weights (under transformers' names) into the sampler's model, in place; of an adapted model the adapters."""
         own = dict(self.model.named_parameters(remove_duplicate=False))
-        missing = [name for name, _ in self.model.named_parameters() if name not in weights]
+        adapted = is_adapted(self.model)
+        trained = (name for name, value in self.model.named_parameters() if value.requires_grad or not adapted)
+        missing = [name for name in trained if name not in weights]
         unknown = [name for name in weights if name not in own]
         if missing or unknown:
             name, what = (
