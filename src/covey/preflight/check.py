@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from covey.assembly import with_reward
 from covey.engines.chat import Chat
 from covey.errors import CoveyError, DataError
 from covey.preflight.audit import audit_reward
@@ -27,7 +26,8 @@ def check_run(config: RunConfig) -> list[Finding]:
 
     Raises the one-line errors of what cannot be looked at: a model or a file that is not there, rows that are no rows.
     """
-    task = with_reward(config.task, config.reward)
+    task: Any = config.task
+    scored = config.reward if config.reward is not None else task.reward
     rows = gather(task, config.budget.seed)
     if not rows.train:
         raise DataError("task", "it holds no rows to train on", "Give more rows, or a smaller task.held_share.")
@@ -37,7 +37,7 @@ def check_run(config: RunConfig) -> list[Finding]:
     limits = Limits(
         workers=config.scoring.workers, timeout_s=config.scoring.timeout_s, memory_mb=config.scoring.memory_mb
     )
-    with Isolated(task.reward, limits) as reward:
+    with Isolated(scored, limits) as reward:
         audit = audit_reward(task, reward=reward, seed=config.budget.seed, encode=words.encode)
     report = lint_template(words.tokenizer, words.stop_ids, variables=own.chat_template_kwargs)
     return [

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError
-from covey.preflight import machine
+from covey.preflight import probes
 from covey.preflight.finding import Finding
+from covey.preflight.machine import measure_memory
 
 CORE = ("covey", "torch", "transformers", "tokenizers")
 GIB = 2**30
@@ -36,15 +37,15 @@ def check_machine() -> Iterator[Finding]:
     )
     capability = torch.backends.cpu.get_cpu_capability()
     yield Finding(
-        "machine", "ok", f"{machine.describe_python()}, torch {torch.__version__} on {device} ({capability}), "
-        f"{machine.cores()} cores, {torch.get_num_threads()} threads",
+        "machine", "ok", f"{probes.describe_python()}, torch {torch.__version__} on {device} ({capability}), "
+        f"{probes.cores()} cores, {torch.get_num_threads()} threads",
     )  # fmt: skip
-    memory, disk = machine.free_memory(), machine.free_disk(Path.cwd())
+    memory, disk = measure_memory().available, probes.free_disk(Path.cwd())
     told = f"{memory / GIB:.1f} GiB memory free, " if memory is not None else ""
     little = disk < LITTLE_DISK or (memory is not None and memory < LITTLE_MEMORY)
     line = f"{told}{disk / GIB:.1f} GiB disk free"
     yield Finding("machine", "warn" if little else "ok", line, "Make room before a long run.")
-    if not machine.writable(Path.cwd()):
+    if not probes.writable(Path.cwd()):
         yield Finding("machine", "warn", f"{Path.cwd()} cannot be written", "Runs go to runs/ here, or to --out DIR.")
 
 
@@ -83,7 +84,7 @@ def check_packages() -> Iterator[Finding]:
 
 def check_workers() -> Iterator[Finding]:
     """Whether rewards can run in processes that are ended when they hang."""
-    found = machine.probe_workers()
+    found = probes.probe_workers()
     if found.scores and found.killed:
         late = f"{found.kill_ms:.0f} ms after its limit"
         line = f"a scoring process starts in {found.start_ms:.0f} ms; one that hung was ended {late}"
@@ -97,7 +98,7 @@ def check_workers() -> Iterator[Finding]:
 
 def check_sandbox() -> Finding:
     """What the kernel offers to lock code in. Nothing that ships runs a model's code, so nothing depends on it yet."""
-    landlock, seccomp = machine.landlock_version(), machine.has_seccomp()
+    landlock, seccomp = probes.landlock_version(), probes.has_seccomp()
     told = f"landlock {landlock or 'no'}, seccomp {'yes' if seccomp else 'no'}"
     return Finding("sandbox", "ok", f"kernel support: {told}; not needed yet, no reward that ships runs a model's code")
 
@@ -105,7 +106,7 @@ def check_sandbox() -> Finding:
 def check_learning() -> Iterator[Finding]:
     """Whether samples depend on their batch, and whether the reward rises."""
     try:
-        found = machine.probe_learning()
+        found = probes.probe_learning()
     except CoveyError as error:
         yield Finding("learning", "bad", str(error))
         return
@@ -119,7 +120,7 @@ def check_learning() -> Iterator[Finding]:
 
 def check_hub() -> Finding:
     """Whether models can be downloaded; no fault if not."""
-    return Finding("network", "ok", f"model hub {machine.hub_answers()}")
+    return Finding("network", "ok", f"model hub {probes.hub_answers()}")
 
 
 def check_model(model: str) -> Iterator[Finding]:
