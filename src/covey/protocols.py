@@ -31,7 +31,11 @@ class Reward(Protocol):
 
 
 class Task(Protocol):
-    """Where prompts come from. Items are pure functions of (seed, index): O(1), nothing to save."""
+    """Where prompts come from. Items are pure functions of (seed, index): O(1), nothing to save.
+
+    A task of several parts may also have `sources` (tasks) and `visit(index)`, how often that prompt came before; one that
+    reads data a `digest` of it, and `notes()` for what is worth knowing before a run.
+    """
 
     @property
     def size(self) -> int | None:

@@ -95,11 +95,11 @@ class GroupedCollector:
 def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, Metric]:
     """Rewards and lengths of *all* sampled rollouts, admitted or not: dropping groups must not censor the curve.
 
-    The outcome of a rollout, which decides what is mixed or all right, is the reward's first component.
+    The outcome of a rollout, which decides what is mixed or all right, is the first component that its group has.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     names = reward_names(groups, weights)
-    outcomes = [[r.rewards[names[0]] for r in group.rollouts if names[0] in r.rewards] for group in groups if names]
+    outcomes = [_outcomes(group, names) for group in groups]
     lengths = [rollout.length for rollout in rollouts]
     logps = [logp for r in rollouts for turn in r.turns for logp in turn.sampled_logp or ()]
     finite = [logp for logp in logps if math.isfinite(logp)]
@@ -120,3 +120,10 @@ def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, 
         scored = [rollout.rewards[name] for rollout in rollouts if name in rollout.rewards]
         out[f"reward/{name}"] = mean(sum(scored), len(scored))
     return out
+
+
+def _outcomes(group: Group, names: Sequence[str]) -> list[float]:
+    """The values of the first component that the group has, scored or failed; groups of several sources differ in theirs."""
+    known = {name for rollout in group.rollouts for name in (*rollout.rewards, *rollout.failures)}
+    first = next((name for name in names if name in known), None)
+    return [rollout.rewards[first] for rollout in group.rollouts if first in rollout.rewards] if first else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from covey.protocols import Task
@@ -32,5 +33,13 @@ class Prompts:
         """The next `count` prompts. A finite task starts again after its last item: the next visit."""
         positions = range(self.cursor, self.cursor + count)
         self.cursor += count
-        size = self.task.size
-        return [Issued(self.task.train(self.seed, at), at, at // size if size else 0) for at in positions]
+        return [Issued(self.task.train(self.seed, at), at, visit_of(self.task, at)) for at in positions]
+
+
+def visit_of(task: Task, index: int) -> int:
+    """How often the prompt at `index` came before: what the task says (`visit`), else the epoch of a finite one, else 0."""
+    own: Callable[[int], int] | None = getattr(task, "visit", None)
+    if own is not None:
+        return own(index)
+    size = task.size
+    return index // size if size else 0

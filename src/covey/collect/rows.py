@@ -15,6 +15,7 @@ from covey.types import STOPS, Group, Rollout
 def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dtype = torch.float64) -> Batch:
     """One row per rollout, in order; `weights` are the weights that the reward declares for its components (1 if absent).
 
+    A reward component that a scored rollout neither has nor failed is 0 there: it adds nothing to a weighted sum.
     A token whose logp is not finite under sampler or policy (outside a truncated support) leaves the mask.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -41,7 +42,7 @@ def rows(groups: Sequence[Group], weights: Mapping[str, float], dtype: torch.dty
         rollout=torch.arange(len(rollouts)),
         stop=torch.tensor([STOPS.index(rollout.stop) for rollout in rollouts]),
         limit=torch.tensor([rollout.limit for rollout in rollouts]),
-        reward=torch.tensor([[r.rewards.get(name, math.nan) for name in names] for r in rollouts]).double(),
+        reward=torch.tensor([[_value(rollout, name) for name in names] for rollout in rollouts]).double(),
         reward_names=names,
         reward_weights=tuple(weights.get(name, 1.0) for name in names),
         keep=Keep.all(len(rollouts)),
@@ -52,6 +53,16 @@ def reward_names(groups: Sequence[Group], weights: Mapping[str, float]) -> tuple
     """The reward components that occur, scored or failed: those that the reward declares in its order, then the others."""
     found = dict.fromkeys(name for group in groups for r in group.rollouts for name in (*r.rewards, *r.failures))
     return tuple(dict.fromkeys([*(name for name in weights if name in found), *found]))
+
+
+def _value(rollout: Rollout, name: str) -> float:
+    """The value of a component: NaN if it could not be scored, 0 if a scored rollout has no such component.
+
+    Rollouts of several sources, or with parts that do not apply to them, have different components.
+    """
+    if name in rollout.rewards:
+        return rollout.rewards[name]
+    return math.nan if name in rollout.failures or not rollout.rewards else 0.0
 
 
 def _flat(rollout: Rollout) -> tuple[list[int], list[bool], list[float], list[float], list[int], list[int]]:

@@ -123,13 +123,17 @@ def evaluate(
 
     `render` turns messages into prompt tokens, `decode` response tokens into text. A rollout is right if its reward
     component `correct` is 1 (without such a component: if the first one is at least 1 - 1e-9); one that could not
-    be scored counts as wrong and is counted apart. A set without problems has no row.
+    be scored counts as wrong and is counted apart. A set without problems has no row; a problem of several sets is
+    asked once.
     """
     plan.check(sampling)
     groups: dict[str, tuple[Group, ...]] = {}
+    known: dict[str, Group] = {}
     for name, prompts in plan.choose(task.held_out(plan.seed)).items():
-        asked = _sample(sampler, prompts, plan, sampling=sampling, render=render, decode=decode)
-        groups[name] = tuple(_wait(score_groups(task.reward, asked)))
+        new = [prompt for prompt in prompts if prompt.id not in known or known[prompt.id].prompt != prompt]
+        asked = _sample(sampler, new, plan, sampling=sampling, render=render, decode=decode)
+        known |= {group.id: group for group in _wait(score_groups(task.reward, asked))}
+        groups[name] = tuple(known[prompt.id] for prompt in prompts)
     tallies = tuple(count(group, name) for name, members in groups.items() for group in members)
     return Evaluation(tallies, task.main_set, groups)
 
