@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from covey.engines.chat import Chat
-from covey.errors import CoveyError, DataError
+from covey.errors import DataError
 from covey.preflight.audit import audit_reward
 from covey.preflight.batch import check_batch
 from covey.preflight.data import check_data, gather
@@ -19,6 +19,10 @@ from covey.rewards.pool import Isolated, Limits
 if TYPE_CHECKING:
     from covey.config import RunConfig
     from covey.preflight.data import Rows
+
+
+LARGEST = 3
+"""Reasons for memory that the line of the plan names."""
 
 
 def check_run(config: RunConfig) -> list[Finding]:
@@ -46,7 +50,7 @@ def check_run(config: RunConfig) -> list[Finding]:
         *judge(audit, name_reward(config), config),
         *check_recipe(config),
         *check_batch(config, rows),
-        *check_plan(config),
+        check_plan(config),
     ]
 
 
@@ -106,15 +110,24 @@ def check_recipe(config: RunConfig) -> Iterator[Finding]:
         yield Finding("recipe", "ok", line)
 
 
-def check_plan(config: RunConfig) -> Iterator[Finding]:
+def check_plan(config: RunConfig) -> Finding:
     """Whether the run fits into memory, by the estimate of `covey plan`."""
-    try:
-        from covey.preflight.plan import plan_memory
-    except ImportError:
-        return
-    try:
-        plan = plan_memory(config)
-    except CoveyError as error:
-        yield Finding("plan", "warn", str(error))
-        return
-    yield Finding("plan", "ok", str(plan))
+    from covey.preflight.plan import plan_memory
+
+    plan = plan_memory(config)
+    terms = sorted(plan.worst.terms, key=lambda term: -term.bytes)[:LARGEST]
+    told = ", ".join(f"{term.name} {_size(term.bytes)}" for term in terms)
+    memory = plan.memory
+    line = f"peak {_size(plan.peak)} in {plan.worst.name} ({told})"
+    right = "covey plan, with the same settings, lists what to turn and what it saves."
+    if memory.total is not None and plan.peak > memory.total:
+        return Finding("plan", "bad", f"{line}: this {memory.limit} has {_size(memory.total)}", right)
+    if memory.available is None:
+        return Finding("plan", "ok", f"{line}; how much is free the system does not say")
+    if not plan.fits:
+        return Finding("plan", "warn", f"{line}: only {_size(memory.available)} are free now", right)
+    return Finding("plan", "ok", f"{line} of {_size(memory.available)} free: fits")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
