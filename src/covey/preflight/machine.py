@@ -1,207 +1,98 @@
-"""What this machine can do, tried and not believed: processes, kernel, disk, network, and a few steps of learning."""
+"""How much memory this machine can give to a run, and how much this process has already."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ctypes
 import os
-import platform
-import shutil
+import re
+import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey.types import Message, Prompt, Rollout, Score
-
-LANDLOCK_VERSION = 444
-"""landlock_create_ruleset has one number on every architecture; with flag 1 it only tells the version of its interface."""
-PR_GET_SECCOMP = 21
-HANGS_S = 0.5
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that a new process can have; None where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes left on the disk of a folder."""
-    return shutil.disk_usage(folder).free
-
-
-def landlock_version() -> int:
-    """The version of the kernel's Landlock interface; 0 where there is none. Reads only: no rule is made."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    found = int(
-        ctypes.CDLL(None, use_errno=True).syscall(LANDLOCK_VERSION, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-    )
-    return max(found, 0)
-
-
-def has_seccomp() -> bool:
-    """Whether the kernel filters system calls. Reads only."""
-    if not sys.platform.startswith("linux"):
-        return False
-    return int(ctypes.CDLL(None, use_errno=True).prctl(PR_GET_SECCOMP, 0, 0, 0, 0)) >= 0
+_UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerFinding:
-    """Whether rewards can run in processes of their own, and how long one that hangs stays beyond its limit."""
+class Memory:
+    """Bytes of the machine or of the container it is; None where the system does not say. `limit` names what binds."""
 
-    scores: bool
-    killed: bool
-    start_ms: float
-    kill_ms: float
-    reason: str = ""
+    total: int | None
+    available: int | None
+    limit: str = "machine"
 
 
-def _one(completion: str) -> float:
-    return 1.0
+def measure_memory(root: Path = Path("/")) -> Memory:
+    """What could be taken now, this process's own included: it ends before the run, or is the run.
 
-
-def _hang(completion: str) -> float:
-    time.sleep(600)
-    return 0.0
-
-
-def probe_workers() -> WorkerFinding:
-    """Start a scoring process, and end one that hangs."""
-    from covey.rewards.functions import wrap_function
-    from covey.rewards.pool import Isolated, Limits
-
-    prompt = Prompt("doctor", (Message("user", "?"),), None, "doctor")
-
-    def score(function: object, limit_s: float) -> tuple[Score, float]:
-        from covey.collect.scoring import score_groups
-        from covey.preflight.audit import group_of
-
-        with Isolated(wrap_function(function), Limits(workers=1, timeout_s=limit_s)) as reward:  # type: ignore[arg-type]
-            start = time.monotonic()
-            found = asyncio.run(score_groups(reward, [group_of(prompt, "x", (1,))]))[0].rollouts[0]
-            return Score(found.rewards, found.failures), 1000 * (time.monotonic() - start)
-
+    The least of MemAvailable and what control groups leave (v2 and v1; file pages that can be dropped count as free).
+    """
+    if sys.platform == "darwin":
+        return _measure_darwin()
     try:
-        good, start_ms = score(_one, 20.0)
-        bad, took_ms = score(_hang, HANGS_S)
-    except Exception as error:  # whatever stands in the way here stands in the way of every run
-        return WorkerFinding(False, False, 0.0, 0.0, f"{type(error).__name__}: {error}")
-    reason = next(iter((*good.failures.values(), *bad.failures.values())), "")
-    return WorkerFinding(bool(good.values), bool(bad.failures), start_ms, took_ms - 1000 * HANGS_S, reason)
-
-
-def hub_answers(timeout_s: float = 3.0) -> str:
-    """`reachable`, `offline` as asked by HF_HUB_OFFLINE, or why the hub cannot be reached."""
-    import socket
-    import urllib.parse
-    import urllib.request
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "offline, as HF_HUB_OFFLINE asks"
-    address = urllib.parse.urlparse(constants.ENDPOINT)
-    proxy = next(iter(urllib.request.getproxies().values()), "")
-    host, port = (urllib.parse.urlparse(proxy).hostname, urllib.parse.urlparse(proxy).port) if proxy else (None, None)
-    try:
-        with socket.create_connection((host or address.hostname or "", port or address.port or 443), timeout=timeout_s):
-            return "reachable" if not proxy else "a proxy answers"
-    except OSError as error:
-        return f"not reachable ({error.strerror or error})"
-
-
-class _Letter:
-    """The share of a response's letters that are the wanted one: any policy can learn it in a few steps."""
-
-    weights: Mapping[str, float] = {"letter": 1.0}
-
-    async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
-        return [Score({"letter": sum(letter in "abc" for letter in r.text) / max(len(r.text), 1)}) for r in rollouts]
-
-
-class _Letters:
-    """Prompts of the self-test."""
-
-    size: int | None = 4
-    main_set = "held_out"
-    reward = _Letter()
-
-    def train(self, seed: int, index: int) -> Prompt:
-        text = ("C(abcd)=", "C(fedc)=", "C(bebe)=", "C(cafe)=")[index % 4]
-        return Prompt(f"letters/{index % 4}", (Message("user", text),), None, "letters")
-
-    def held_out(self, seed: int) -> Mapping[str, Sequence[Prompt]]:
-        return {}
-
-
-@dataclass(frozen=True, slots=True)
-class LearningFinding:
-    """Reward at the first and at the last of a few steps, and whether sampling is bitwise independent of the batch."""
-
-    first: float
-    last: float
-    steps: int
-    seconds: float
-    batch: str
-    exact: bool
-
-
-def probe_learning(steps: int = 24) -> LearningFinding:
-    """Teach the embedded model to write the letters a, b and c: sampler, learner and credit together, in memory."""
-    from statistics import fmean
-
-    from covey.assembly import assemble
-    from covey.config import resolve
-    from covey.engines.probe import probe_batch
-    from covey.engines.world import World
-
-    config = resolve(
-        [
-            "model=tiny", f"steps={steps}", "budget.prompts_per_step=4", "budget.samples_per_prompt=16",
-            "budget.sampling.max_tokens=12", "budget.optimizer.lr=3e-3", "budget.optimizer.schedule=constant",
-        ]
-    ).config  # fmt: skip
-    start = time.monotonic()
-    parts = assemble(config, _Letters(), World.from_environment())
-    finding = probe_batch(parts.sampler)
-    rewards = []
-    try:
-        parts.cluster.publish(0)
-        for step in range(steps):
-            groups, _ = asyncio.run(parts.collector.take(config.budget.prompts_per_step))
-            rewards.append(fmean(rollout.rewards["letter"] for group in groups for rollout in group.rollouts))
-            parts.improver.improve(groups, step)
-            parts.cluster.publish(step + 1)
-    finally:
-        parts.cluster.stop()
-    return LearningFinding(
-        rewards[0], fmean(rewards[-2:]), steps, time.monotonic() - start, str(finding), finding.exact
-    )
-
-
-def describe_python() -> str:
-    """Interpreter and system in a few words."""
-    return f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
-
-
-def writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
-        return False
+        return Memory(None, None)
+    facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    total, available = facts.get("MemTotal"), facts.get("MemAvailable")
+    own = resident_bytes(root) or 0
+    if total is None or available is None:
+        return Memory(total, None)
+    found = Memory(total, min(total, available + own))
+    for group in _groups(root):
+        limit, used = group
+        free = max(0, limit - used) + own
+        if found.available is not None and free < found.available:
+            found = Memory(min(total, limit), min(free, limit), "container")
+    return found
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _groups(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) of the control groups that bind this process."""
+    pairs = [
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
+        (
+            "sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "sys/fs/cgroup/memory/memory.stat",
+        ),
+    ]
+    found = []
+    for most, now, stat in pairs:
+        limit, used = _number(root / most), _number(root / now)
+        if limit is not None and used is not None and limit < _UNLIMITED:
+            found.append((limit, max(0, used - _droppable(root / stat))))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or the word "max"
+        return None
+
+
+def _droppable(path: Path) -> int:
+    """File pages that the system drops before it refuses memory."""
+    try:
+        match = re.search(r"^(?:total_)?inactive_file (\d+)$", path.read_text(), re.M)
+    except OSError:
+        return 0
+    return int(match[1]) if match else 0
+
+
+def _measure_darwin() -> Memory:
+    """macOS says how much there is; what is free it does not say in one number."""
+    try:
+        text = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=True).stdout
+        return Memory(int(text), None)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return Memory(None, None)
+
+
+def resident_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process has now; None where the system does not say."""
+    try:
+        pages = int((root / "proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

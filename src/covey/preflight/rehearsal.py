@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from covey.engines.scorer import Scorer
 from covey.preflight.watch import Block, Traced, size_of, storages, watched
 from covey.types import Request, Sampling
 
-DEPTHS = (4, 6)
+DEPTHS = (2, 4)
 """Layers of the two small models from which a deep one is extrapolated: equal layers add equal bytes."""
 EVEN = "covey_even"
 """The name of experts that share a batch evenly: a model without content cannot route."""
@@ -104,7 +105,7 @@ class Rehearsal:
                 for layer in layers:
                     layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
             try:
-                with watched(scorer.model, gaps=self.gaps) as watch:
+                with even_experts(scorer.model), watched(scorer.model, gaps=self.gaps) as watch:
                     if again:
                         _fill_gradients(scorer.model, watch.note_gradient)
                     found = scorer(rows, outputs=tuple(outputs), temperature=temperature)
@@ -121,7 +122,7 @@ class Rehearsal:
 
         def run(depth: int) -> Traced:
             scorer, rows = Scorer(self._model(depth)), make_rows(shape)
-            with torch.no_grad(), watched(scorer.model, gaps=self.gaps) as watch:
+            with torch.no_grad(), even_experts(scorer.model), watched(scorer.model, gaps=self.gaps) as watch:
                 scorer(rows, temperature=temperature)
                 return watch.peak
 
@@ -134,7 +135,7 @@ class Rehearsal:
             sampler = HFSampler(self._model(depth), max_rows=shape.rows)
             requests = [Request(str(at), (1,) * shape.prompt, (0,) * shape.samples) for at in range(shape.groups)]
             jobs = [Job(at, 0, shape.samples) for at in range(shape.groups)]
-            with torch.no_grad(), watched(sampler.model, gaps=self.gaps) as watch:
+            with torch.no_grad(), even_experts(sampler.model), watched(sampler.model, gaps=self.gaps) as watch:
                 wave = Wave(sampler, requests, jobs, sampling)
                 logits = wave.prefill()
                 choose(logits, wave.keys, 0, sampling)
@@ -248,3 +249,10 @@ def mix_evenly(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tenso
 
 
 experts.ALL_EXPERTS_FUNCTIONS.register(EVEN, mix_evenly)
+
+
+def even_experts(model: nn.Module) -> AbstractContextManager[None]:
+    """Share tokens evenly where covey's own experts would look at the routing."""
+    config: Any = model.config
+    ours = getattr(config, "_experts_implementation", None) == experts.NAME
+    return experts.borrowed_experts(model, EVEN) if ours else nullcontext()
