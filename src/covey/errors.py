@@ -45,6 +45,12 @@ class DivergedError(CoveyError):
     exit_code = 70
 
 
+class CapacityError(CoveyError):
+    """The machine's memory is not enough."""
+
+    exit_code = 71
+
+
 class OutputError(CoveyError):
     """The output cannot be created: in use, not a folder, read-only."""
 
@@ -71,6 +77,7 @@ EXIT_CODES = {
     66: "missing or unreadable input",
     69: "a server does not serve",
     70: "training diverged",
+    71: "out of memory",
     73: "output cannot be created",
     74: "input/output failed or disk full",
     77: "unsafe action not asked for",

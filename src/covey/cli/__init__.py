@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from covey import __version__
-from covey.cli import check, config, doctor, evaluate, new, recipes, sft, show, train
+from covey.cli import check, config, doctor, evaluate, explain, new, plan, recipes, sft, show, train
 from covey.errors import EXIT_CODES, CoveyError, StorageError
 
 _LINES = [f"{code:>5}  {meaning:<38}" for code, meaning in EXIT_CODES.items()]
@@ -84,6 +84,7 @@ def _add(
 
 _add("new", new.new, example="covey new my-task --data problems.jsonl")
 _add("check", check.check, example="covey check my-task steps=200")
+_add("plan", plan.plan, example="covey plan my-task model=Qwen/Qwen3-0.6B engines.tokens_per_slice=4096")
 _add("doctor", doctor.doctor, example="covey doctor model=Qwen/Qwen3-0.6B")
 _add(
     "train",
@@ -94,6 +95,7 @@ _add(
 _add("eval", evaluate.evaluate, example="covey eval runs/first-1 --samples 32 budget.eval_problems=50")
 _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models/warm steps=500 lr=2e-3")
 _add("show", show.show, example="covey show runs/first-1 --json")
+_add("explain", explain.explain, example="covey explain no-signal")
 for _name, _group in (("recipes", recipes.group), ("config", config.group)):
     app.add_typer(_group, name=_name)
 

@@ -159,7 +159,9 @@ class Forecast:
         ):
             alive = [*_standing(question, sizes, name), *terms]
             gaps = sum(term.small for term in alive)
-            alive.append(Term("gaps", round(GAPS * gaps), f"{GAPS:.0%} of what lies in blocks below 32 MiB, in the heap"))
+            alive.append(
+                Term("gaps", round(GAPS * gaps), f"{GAPS:.0%} of what lies in blocks below 32 MiB, in the heap")
+            )
             phases.append(Phase(name, tuple(term for term in alive if term.bytes)))
             largest[name] = block
         facts = {
