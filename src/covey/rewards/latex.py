@@ -12,7 +12,8 @@ BOX = r"\boxed"
 APART = 70
 """Characters between two boxes from which on the later one is an answer of its own."""
 LONGEST_NUMBER = 500
-_DECIMAL = re.compile(r"[-+]?(?:(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
+_DECIMAL = re.compile(r"([-+]?)(?:\\?\$\s?)?((?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
+_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}\\]*)\}")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)\s?(\d))", re.ASCII)
 _QUOTIENT = re.compile(r"([-+]?\d+)\s?/\s?(\d+)", re.ASCII)
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -80,16 +81,22 @@ def unwrap(text: str) -> str:
     return text
 
 
+def read_words(text: str) -> str:
+    r"""A text as it is meant to be read: `\text{east}` is east."""
+    found = _WORDS.fullmatch(unwrap(text))
+    return found[1].strip() if found else unwrap(text)
+
+
 def read_number(text: str) -> Fraction | None:
-    r"""The exact value of a plain number: `-3`, `1,250.0`, `.5`, `3/4`, `\frac{3}{4}`, `\dfrac34`, in dollars or not.
+    r"""The exact value of a plain number: `-3`, `1,250.0`, `.5`, `\$5`, `3/4`, `\frac{3}{4}`, `\dfrac34`, as a formula or not.
 
     None for everything else, percentages among them (50 % is 1/2 to some and 50 to others), and beyond 500 characters.
     """
     text = unwrap(text) if len(text) <= 2 * LONGEST_NUMBER else ""
     if not text or len(text) > LONGEST_NUMBER:
         return None
-    if _DECIMAL.fullmatch(text):
-        return Fraction(text.replace(",", ""))
+    if found := _DECIMAL.fullmatch(text):
+        return Fraction((found[1] + found[2]).replace(",", ""))
     sign, top, bottom = "", "", ""
     if found := _FRACTION.fullmatch(text):
         sign, top, bottom = found[1], found[2] or found[4], found[3] or found[5]

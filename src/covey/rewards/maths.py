@@ -18,7 +18,7 @@ from pydantic import Field
 from covey.errors import DataError, MissingInputError
 from covey.registry import component
 from covey.rewards.failures import explain, fail, type_of
-from covey.rewards.latex import BOX, find_boxed, match_brace, nesting, read_number, unwrap
+from covey.rewards.latex import BOX, find_boxed, match_brace, nesting, read_number, read_words, unwrap
 from covey.rewards.match import Match
 from covey.types import Prompt, Rollout, RolloutKey, Score, Stop
 
@@ -134,7 +134,7 @@ def read_gold(answer: str) -> str:
 
 def compare_plainly(gold: str, found: str) -> Literal["correct", "wrong"] | None:
     """The verdict on texts that are equal, or are two plain numbers; None where that does not decide."""
-    if unwrap(found) == gold:
+    if read_words(found) == read_words(gold):
         return "correct"
     left, right = read_number(gold), read_number(found)
     if left is None or right is None:
@@ -171,6 +171,7 @@ def compare_algebraically(gold: str, found: str) -> Verdict:
 @lru_cache(maxsize=4096)
 def _parse_gold(gold: str) -> tuple[Any, ...]:
     """The gold answer parsed, once; it is a formula unless it says itself where its formulas are."""
+    gold = gold.replace(r"\$", "")
     boxed = gold if any(mark in gold for mark in _FORMULA) else f"{BOX}{{{gold}}}"
     whole = match_brace(f"{{{gold}}}", 0) == len(gold) + 1
     found = _parse(boxed) if gold and whole and nesting(gold) <= DEEPEST else ()
