@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,10 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Folder to make; its runs are runs/NAME-<n>/.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help="Embedded model, folder, or hub id.")] = "tiny",
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your own JSONL or CSV; settings and reward follow its columns.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Your own JSONL, CSV, Parquet, folder or hub id; settings follow its columns."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from covey.errors import CoveyError, MissingInputError
+from covey.errors import CoveyError, MissingInputError, did_you_mean
 
 if TYPE_CHECKING:
     from covey.config import Resolved
@@ -55,7 +55,14 @@ def split_task(settings: Sequence[str] | None) -> tuple[Path | None, list[str]]:
         return path / "run.yaml", rest
     if path.suffix in (".yaml", ".yml") and "=" not in first:
         return path, rest
+    if first and "=" not in first and (near := did_you_mean(first, _tasks_here())).startswith("Did"):
+        raise MissingInputError(first, "neither a setting nor a task's folder", near)
     return None, list(settings or ())
+
+
+def _tasks_here() -> list[str]:
+    """Folders of the current directory with settings in them."""
+    return [path.parent.name for path in Path().glob("*/run.yaml")]
 
 
 def print_json(data: Any) -> None:

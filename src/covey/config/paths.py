@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from glob import has_magic, iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
 NAMING = ("task", "reward")
 """The parts of a configuration in which a text may be the path of a user's file."""
+ROWS = ("data", "held_data")
+"""Options that name rows."""
 
 
 def beside(value: Any, folder: Path, *, option: str = "") -> Any:
     """Plain data with every relative path of something in `folder` led there: `data.jsonl`, `reward.py:score`.
 
-    A text is a path if a file of that name with a suffix is there, or a folder where the option is called `data`. Anything
-    else, absolute paths too, stays as it is.
+    A text is a path if a file of that name with a suffix is there; where the option is called `data` or `held_data`, also if
+    a folder is, or files that match a pattern. Anything else, absolute paths too, stays as it is.
     """
     if isinstance(value, str):
         return _beside(value, folder, option)
@@ -38,14 +41,18 @@ def _beside(text: str, folder: Path, option: str) -> str:
     if not name or len(name) > 1000 or "\0" in name or Path(name).is_absolute():
         return text
     try:
-        there = (folder / name).is_file() if Path(name).suffix else option == "data" and (folder / name).is_dir()
+        there = (folder / name).is_file() if Path(name).suffix else option in ROWS and (folder / name).is_dir()
+        there = there or (option in ROWS and has_magic(name) and any(iglob(str(folder / name), recursive=True)))
     except OSError:  # a text that no file could be called
         return text
     return f"{folder / name}{colon}{function}" if there else text
 
 
 def anchor(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths of the files it names, so that a run can go on from any directory."""
+    """The configuration with absolute paths of the files it names, to be stored: a run can go on from any directory.
+
+    What was read for the tasks of the given one is not known to it.
+    """
     found = {name: _anchor_part(part) for name in NAMING if (part := getattr(config, name)) is not None}
     return config.model_copy(update=found)
 
@@ -61,6 +68,8 @@ def _anchor_part(part: Any) -> Any:
             changed[name] = _anchor_part(value)
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Component) for item in value):
             changed[name] = type(value)(_anchor_part(item) for item in value)
+        elif isinstance(value, Mapping) and any(isinstance(item, Component) for item in value.values()):
+            changed[name] = {key: _anchor_part(item) for key, item in value.items()}
         elif isinstance(value, (str, Mapping, list, tuple)):
             changed[name] = beside(value, Path.cwd(), option=name)
     return part.model_copy(update=changed)

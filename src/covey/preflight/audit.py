@@ -102,7 +102,7 @@ def audit_reward(
     `encode` makes the token ids of a text, for rewards that count them; without it a token is a character. A reward whose
     gold answers all fail is not asked any further.
     """
-    prompts = distinct(gather(task, seed).train, rows)
+    prompts = distinct(gather(task, seed).all, rows)
     asker = _Asker(reward or task.reward, encode or (lambda text: [ord(letter) for letter in text]))
     return asyncio.run(_audit(prompts, asker))
 

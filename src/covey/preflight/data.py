@@ -110,7 +110,7 @@ def _characters(rows: Rows, words: Words) -> Iterator[Finding]:
         if bad:
             count = sum(any(letter in text for letter in bad) for text in texts)
             shown = " ".join(repr(letter) for letter in bad[:8])
-            found = f"the tokenizer does not know {shown} in {count} {what}"
+            found = f"{count} of {len(texts)} {what} hold what the tokenizer does not know: {shown}"
             yield Finding("data", "warn", found, "Write them otherwise, or take another model.")
 
 

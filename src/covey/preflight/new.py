@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import glob
 import json
 import os
 import re
@@ -14,15 +14,18 @@ from typing import Any
 
 from covey import files
 from covey.config.values import DEFAULT_MODEL, NAME
-from covey.errors import ConfigError, DataError, MissingInputError
+from covey.errors import ConfigError, DataError
 from covey.folder import check_free
 from covey.models import list_models
 from covey.preflight import starter
 from covey.recipes import DEFAULT
+from covey.tasks.sources import read
 
 PROMPTS = ("prompt", "question", "problem", "messages", "instruction", "query", "input", "text")
 ANSWERS = ("answer", "solution", "target", "gold", "ground_truth", "label", "expected", "response", "output")
 """Names under which other data sets keep what is asked and what is right, the likeliest first."""
+LOOKED_AT = 8
+"""Rows whose columns are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Found:
     example: str
 
 
-def new_task(name: str, *, model: str = DEFAULT_MODEL, data: Path | None = None, home: Path = Path()) -> list[Path]:
+def new_task(name: str, *, model: str = DEFAULT_MODEL, data: str | None = None, home: Path = Path()) -> list[Path]:
     """Write the folder of a task; returns its files. A used folder is refused (OutputError)."""
     folder = home / name
     if not re.fullmatch(NAME, folder.name) or folder.name in ("runs",):
@@ -74,9 +77,11 @@ def write_sample(name: str, model: str) -> dict[str, str]:
     }
 
 
-def write_own(folder: Path, model: str, data: Path, found: Found) -> dict[str, str]:
+def write_own(folder: Path, model: str, data: str, found: Found) -> dict[str, str]:
     """Files of a task on the user's own data, which stay where they are."""
-    name, path = folder.name, os.path.relpath(data.resolve(), folder.resolve())
+    name, here = folder.name, Path(data).expanduser()
+    local = here.exists() or glob.has_magic(data)
+    path = os.path.relpath(here.absolute(), folder.absolute()) if local else data
     if found.answer is None:
         reward = starter.UNANSWERED.substitute(name=name, columns=", ".join(found.columns))
     else:
@@ -88,8 +93,8 @@ def write_own(folder: Path, model: str, data: Path, found: Found) -> dict[str, s
             wrong=_quote(f"not {found.example}"),
             answer=_quote(found.example),
         )
-    line = f"data: {json.dumps(path)}  # it has the columns {', '.join(found.columns)}"
-    line += "".join(f"\ntask.{kind}_column: {json.dumps(own)}" for kind, own in _renamed(found))
+    line = f"data: {_plain(path)}  # it has the columns {', '.join(found.columns)}"
+    line += "".join(f"\ntask.{kind}_column: {_plain(own)}" for kind, own in _renamed(found))
     return {
         "reward.py": reward,
         "run.yaml": _settings(name, model, line, max_tokens=24 if model in list_models() else 512),
@@ -97,44 +102,23 @@ def write_own(folder: Path, model: str, data: Path, found: Found) -> dict[str, s
     }
 
 
-def look_at(data: Path) -> Found:
-    """The columns of the first rows of a JSONL or CSV file. Raises MissingInputError, DataError."""
-    if not data.is_file():
-        raise MissingInputError(str(data), "there is no such file", "Give a file of JSON lines or CSV.")
-    try:
-        with data.open(encoding="utf-8-sig", newline="") as file:
-            rows = _first_rows(file, data)
-    except UnicodeDecodeError as error:
-        raise DataError(str(data), f"byte {error.start} is not UTF-8", "Save the file as UTF-8.") from None
+def look_at(data: str) -> Found:
+    """The columns of the first rows of a file, folder or hub id. Raises MissingInputError, DataError."""
+    rows: list[Mapping[str, Any]] = []
+    for where, row in islice(read(data), LOOKED_AT):
+        if not isinstance(row, Mapping):
+            raise DataError(where, "a row is an object", 'Write {"prompt": ...}.')
+        rows.append(row)
     if not rows:
-        raise DataError(str(data), "it holds no rows", "Give at least one row.")
+        raise DataError(data, "it holds no rows", "Give at least one row.")
     columns = tuple(dict.fromkeys(str(name) for row in rows for name in row))
     prompt = next((name for name in PROMPTS if name in columns), None)
     if prompt is None:
         right = f"One of {', '.join(PROMPTS)} has to hold what is asked."
-        raise DataError(str(data), f"it has the columns {', '.join(columns)}", right)
+        raise DataError(data, f"it has the columns {', '.join(columns)}", right)
     answer = next((name for name in ANSWERS if name in columns and name != prompt), None)
     example = "" if answer is None else next((row[answer] for row in rows if row.get(answer) is not None), "")
     return Found(prompt, answer, columns, example if isinstance(example, str) else json.dumps(example))
-
-
-def _first_rows(file: Any, data: Path) -> list[Mapping[str, Any]]:
-    if data.suffix.lower() in (".csv", ".tsv"):
-        return list(islice(csv.DictReader(file, delimiter="\t" if data.suffix.lower() == ".tsv" else ","), 8))
-    rows: list[Mapping[str, Any]] = []
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{data} line {number}", "no JSON", "Write one object per line.") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{data} line {number}", "a row is an object", 'Write {"prompt": ...}.')
-        rows.append(row)
-        if len(rows) == 8:
-            break
-    return rows
 
 
 def _renamed(found: Found) -> list[tuple[str, str]]:
@@ -146,12 +130,21 @@ def _settings(name: str, model: str, data: str, *, max_tokens: int) -> str:
     tiny = model in list_models()
     return starter.SETTINGS.substitute(
         name=name,
-        model=model if re.fullmatch(r"[\w./@-]+", model) else json.dumps(model),
+        model=_plain(model),
         data=data,
         recipe=DEFAULT,
         steps=100,
         max_tokens=max_tokens,
         lr="7e-4" if tiny else "1e-6",
+    )
+
+
+def _plain(text: str) -> str:
+    """A text as YAML reads it: with quotes only where it needs them."""
+    return (
+        text
+        if re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and text not in ("true", "false", "null")
+        else json.dumps(text)
     )
 
 
