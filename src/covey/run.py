@@ -21,6 +21,7 @@ from covey.evaluate.evaluate import Evaluation, Plan, evaluate
 from covey.interrupt import Interrupt
 from covey.metrics import Metrics, values
 from covey.observe.console import Console, Outcome, RunInfo
+from covey.observe.health import Watch
 from covey.observe.show import write_curve
 from covey.observe.sinks import JsonlSink, RunSink
 from covey.observe.trackers import Trackers
@@ -65,6 +66,7 @@ class Run:
         self.best = Best(metric=asked.metric, mode=asked.mode, min_change=asked.min_change) if asked else None
         self.evaluated = -1
         self.sink = RunSink(folder)
+        self.watch = Watch()
         self.ledger = JsonlSink(folder / "ledger.jsonl")
         self._resumed = False
         self._skips = 0
@@ -166,6 +168,9 @@ class Run:
             {"step": self.step, "cursor": self.collector.prompts.cursor, "trained": trained, "dropped": dropped}
         )
         self.console.step(self.step, {**numbers, **clocks}, groups, advantages)
+        findings = self.watch.step(self.step, numbers, groups)
+        self.sink.write_findings(self.step, findings)
+        self.console.health(findings)
         self.callbacks.on_log(self, {"step": self.step, **numbers, **clocks})
         self._stop_if_diverged(numbers)
         self._stop_if_unscored(groups)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covey import checkpoint, files
+from covey.config.paths import anchor
 from covey.engines.loading import DTYPES
 from covey.engines.peft_folder import read_adapter, write_adapter
+from covey.observe.records import read_records
+from covey.tasks.mixture import fingerprint
 
 if TYPE_CHECKING:
     from covey.best import Best
@@ -29,11 +32,13 @@ def save(run: Run) -> Path:
         "ledger": run.ledger.offset,
         "evaluated": run.evaluated,
         "best": run.best and run.best.record(),
-        "config": run.config.plain(),
+        "config": anchor(run.config).plain(),
+        "data": fingerprint(run.config.task),  # type: ignore[arg-type]
     }
     state = checkpoint.State(
         write_model=_model_writer(run),
         optimizer=run.parts.cluster.optimizer_state(),
+        reference=run.parts.cluster.reference_state(),
         record=record,
     )
     return checkpoint.save(run.folder, run.step, state, keep=run.config.budget.checkpoint_keep)
@@ -46,6 +51,7 @@ def restore(run: Run) -> None:
     adapted, dtype = run.parts.loaded.adapted, DTYPES[run.config.model.dtype]
     weights = read_adapter(found.model) if adapted else found.weights(dtype)
     run.parts.cluster.load(weights=weights, optimizer=found.optimizer())
+    run.parts.cluster.load_reference(found.reference(), found.step)
     run.improver.states = record["states"]
     run.improver.optimizer_steps = record["optimizer_steps"]
     run.collector.prompts.cursor = record["cursor"]
@@ -53,6 +59,9 @@ def restore(run: Run) -> None:
     run.ledger.truncate(record["ledger"])
     run.step, run.evaluated = found.step, record["evaluated"]
     run.best = run.best and run.best.resumed(record.get("best"))
+    steps = [row for row in read_records(run.folder / "metrics.jsonl") if "reward/mean" in row]
+    told = [(int(row["step"]), str(row["code"])) for row in read_records(run.folder / "health.jsonl")]
+    run.watch.recall(steps, told)
 
 
 def write_model(run: Run, folder: Path) -> None:

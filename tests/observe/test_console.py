@@ -9,6 +9,7 @@ from rich.console import Console as Terminal
 
 from covey.observe.completions import choose, signal
 from covey.observe.console import Console, Rhythm, RunInfo
+from covey.observe.health import Finding
 from covey.observe.line import Field, bar, count, duration, fit
 from covey.types import Group, Message, Prompt, Rollout, RolloutKey, Stop, Turn
 
@@ -146,17 +147,14 @@ def test_the_table_shows_groups_with_a_signal_first_their_best_and_worst():
     assert [(g.id, place) for g, place in choose([flat], 4)] == [("g4", 0)]
 
 
-def test_a_health_line_appears_only_when_something_is_off_and_is_not_repeated():
-    assert "health" not in play(Recorded())
-    text = play(Recorded(tty=False), **{"stop/truncated": 0.5})
-    assert text.count("health  truncation: 50% of the rollouts hit the token budget") == 1
-    text = play(Recorded(tty=False, rhythm=Rhythm(health=5)), **{"stop/truncated": 0.5})
-    assert text.count("health  truncation") == 3
-
-
-def test_health_counts_steps_and_not_its_own_memory():
-    assert "equal-groups" not in play(Recorded(tty=False), steps=4, **{"group/mixed": 0.0})
-    assert "equal-groups" in play(Recorded(tty=False), steps=5, **{"group/mixed": 0.0})
+def test_a_health_line_says_what_is_off_and_where_it_is_explained():
+    recorded = Recorded(tty=False, width=200)
+    recorded.console.health([Finding("truncation", "50% of the rollouts hit the token budget", "Raise it.")])
+    said = "health  truncation: 50% of the rollouts hit the token budget. Raise it. See `covey explain truncation`.\n"
+    assert recorded.text == said
+    quiet = Recorded(quiet=True)
+    quiet.console.health([Finding("truncation", "x", "y")])
+    assert quiet.text == ""
 
 
 def test_an_evaluation_is_shown_against_the_first_one():
@@ -188,6 +186,12 @@ def test_an_evaluation_is_shown_against_the_first_one():
             "interrupted after 7 steps; the state is in {}/checkpoints",
             "next: covey train --resume {}",
         ),
+        (
+            "stopped early",
+            True,
+            "stopped early, saved {}/model after 7 steps",
+            "next: covey show {0}   |   covey eval {0}",
+        ),
         ("failed", True, "stopped by an error after 7 steps; the state is in {}/", "next: covey train --resume {}"),
         ("failed", False, "stopped by an error after 7 steps; nothing was saved before", "next: covey show {}"),
     ],
@@ -197,8 +201,8 @@ def test_the_end_names_the_next_commands(outcome, saved, said, next_, tmp_path):
         (tmp_path / "checkpoints" / "step-000005").mkdir(parents=True)
     recorded = Recorded()
     recorded.console.start(RunInfo(**{**as_dict(INFO), "folder": tmp_path}))
-    recorded.console.finish(step=7, outcome=outcome, chart="a\n b")
-    assert "a\n b\n" in recorded.text
+    recorded.console.finish(step=7, outcome=outcome, chart="a\n b", notes=["best 0.5 after step 3"])
+    assert "a\n b\nbest 0.5 after step 3\n" in recorded.text
     assert said.format(tmp_path) in recorded.text
     assert next_.format(tmp_path) in recorded.text
 
@@ -210,7 +214,7 @@ def test_names_from_outside_are_cleaned_and_are_no_markup():
     )
     recorded.console.finish(step=1)
     assert "[bold]x[/bold]" in recorded.text
-    assert "covey eval runs/[red]" in recorded.text
+    assert "covey eval 'runs/[red]'" in recorded.text  # to be pasted into a shell
     assert "\x1b" not in recorded.text
 
 

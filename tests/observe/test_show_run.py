@@ -57,7 +57,7 @@ def test_the_summary_is_plain_data(folder):
     assert told["last"]["reward/mean"] == 0.5
     assert told["last"]["grad/norm"] is None
     assert told["files"]["model/"] == 2000
-    assert set(told["files"]) == {"run.yaml", "metrics.jsonl", "timings.jsonl", "model/"}
+    assert set(told["files"]) == {"run.yaml", "metrics.jsonl", "timings.jsonl", "health.jsonl", "model/"}
 
 
 def shown(told, **options):

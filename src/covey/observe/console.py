@@ -16,8 +16,8 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.text import Text
 
-from covey.observe import health
 from covey.observe.completions import completions, signal
+from covey.observe.health import Finding
 from covey.observe.line import Field, bar, count, duration, fields, fit
 from covey.observe.plain import clean
 from covey.types import Group
@@ -46,7 +46,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rhythm:
-    """How often something is shown, in steps: lines where there is no terminal, completions, a finding that stays.
+    """How often something is shown, in steps: lines where there is no terminal, completions.
 
     `rows` is the length of the completions table; `completions` None shows none.
     """
@@ -54,7 +54,6 @@ class Rhythm:
     plain: int = 10
     completions: int | None = 20
     rows: int = 4
-    health: int = 50
 
 
 class Console:
@@ -76,9 +75,7 @@ class Console:
         self._info: RunInfo | None = None
         self._live: Live | None = None
         self._first: dict[str, float] = {}
-        self._history: list[Mapping[str, float]] = []
         self._times: deque[float] = deque(maxlen=20)
-        self._told: dict[str, int] = {}
         self._before: Mapping[str, float] | None = None
         self._mark = clock()
 
@@ -124,19 +121,20 @@ class Console:
         groups: Sequence[Group] | None = None,
         advantages: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """Show step `n` (counted from 1) by its metrics, completions when it is their turn, and what is off."""
+        """Show step `n` (counted from 1) by its metrics, and completions when it is their turn."""
         self._take_time(values)
         self._first = self._first or dict(values)
-        self._history.append(values)
-        if len(self._history) > 2 * health.WINDOW:  # findings compare the first steps with the latest
-            del self._history[health.WINDOW]
         if self.quiet:
             return
         self._show_line(n, values, signal(groups) if groups else None)
-        self._show_health(n)
         every = self.rhythm.completions
         if groups and every and self.terminal.is_terminal and n % every == 0:
             self._show_completions(n, groups, advantages or {})
+
+    def health(self, findings: Sequence[Finding]) -> None:
+        """Show what is off, and where it is explained."""
+        for finding in findings:
+            self._print(Text(f"health  {finding} See `covey explain {finding.code}`.", style="yellow"))
 
     def evaluation(self, record: Mapping[str, float], step: int) -> None:
         """Show an evaluation after `step` steps: accuracy since the first one, its 95 % interval, then every set."""
@@ -151,7 +149,8 @@ class Console:
         self.close()
         if self._info is None:
             return
-        folder = clean(shlex.quote(str(self._info.folder)), ascii_only=self.ascii_only)
+        folder = clean(str(self._info.folder), ascii_only=self.ascii_only)
+        word = shlex.quote(folder)
         if chart:
             self._print(Text(chart))
         for note in notes:
@@ -159,13 +158,13 @@ class Console:
         if outcome in ("done", "stopped early"):
             early = "stopped early, " if outcome == "stopped early" else ""
             self._print(Text(f"{early}saved {folder}/model after {step} steps", style="bold"))
-            commands = [f"covey show {folder}", f"covey eval {folder}"]
+            commands = [f"covey show {word}", f"covey eval {word}"]
         else:
             told = "interrupted" if outcome == "interrupted" else "stopped by an error"
             saved = any((self._info.folder / "checkpoints").glob("step-*"))
             where = f"the state is in {folder}/checkpoints" if saved else "nothing was saved before"
             self._print(Text(f"{told} after {step} steps; {where}", style="bold yellow"))
-            commands = [*([f"covey train --resume {folder}"] if saved else []), f"covey show {folder}"]
+            commands = [*([f"covey train --resume {word}"] if saved else []), f"covey show {word}"]
         self._print(Text("next: " + "   |   ".join(commands)))
 
     def close(self) -> None:
@@ -216,14 +215,6 @@ class Console:
             ascii_only=self.ascii_only,
         )
         self._print(table)
-
-    def _show_health(self, n: int) -> None:
-        """A finding is shown when it appears, and not again for a while, even if it comes and goes."""
-        found = {finding.code: finding for finding in health.check(self._history)}
-        for code, finding in found.items():
-            if n - self._told.get(code, -self.rhythm.health) >= self.rhythm.health:
-                self._told[code] = n
-                self._print(Text(f"health  {finding}", style="yellow"))
 
 
 def describe(record: Mapping[str, float], before: Mapping[str, float] | None, *, ascii_only: bool = False) -> str:

@@ -52,6 +52,9 @@ def summary(folder: Path) -> dict[str, Any]:
             "seconds": math.fsum(row.get("time/step_s", 0.0) for row in _rows(folder / "timings.jsonl")),
             "evaluations": _evaluations(rows),
             "last": steps[-1] if steps else {},
+            "end": _object(folder / "end.json"),
+            "best": _object(folder / "best" / "best.json"),
+            "health": _health(folder / "health.jsonl"),
             "files": _files(folder),
         }
     )
@@ -81,8 +84,13 @@ def render(told: Mapping[str, Any], *, chart: str = "", ascii_only: bool = False
     facts.add_row(text("steps"), text(f"{told['steps_done']} of {told['steps']} in {duration(told['seconds'])}"))
     last = [f"{name} {told['last'][name]:.4g}" for name in _LAST if told["last"].get(name) is not None]
     facts.add_row(text("last step"), text("  ".join(last)))
+    for name, line in (("ended", _ended(told["end"])), ("best", _best(told["best"]))):
+        if line:
+            facts.add_row(text(name), text(line))
     facts.add_row(text("files"), text("  ".join(f"{name} {_size(size)}" for name, size in told["files"].items())))
     parts: list[RenderableType] = [facts]
+    for item in told["health"]:
+        facts.add_row(text("health"), text(_finding(item)))
     if told["evaluations"]:
         parts.append(_table(told["evaluations"], ascii_only))
     return Stack(*parts, *([Text(chart)] if chart else []))
@@ -110,6 +118,39 @@ def _span(low: float | None, high: float | None) -> str:
 
 def _share(value: float | None, form: str = ".3f") -> str:
     return "" if value is None else format(value, form)
+
+
+def _ended(end: Mapping[str, Any] | None) -> str:
+    if end is None:
+        return ""
+    reason = f": {end['reason']}" if end["reason"] else ""
+    return f"{end['outcome']} after step {end['step']}{reason}"
+
+
+def _best(best: Mapping[str, Any] | None) -> str:
+    return "" if best is None else f"{best['metric']} {best['value']:.4g} after step {best['step']}, in best/model"
+
+
+def _finding(item: Mapping[str, Any]) -> str:
+    steps = item["steps"]
+    where = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    return f"{item['code']} ({where}): {item['seen']}; see `covey explain {item['code']}`"
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _health(path: Path) -> list[dict[str, Any]]:
+    """Each finding of the run: its code, the steps after which it was told, and what was seen last."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in _rows(path):
+        before = found.get(row["code"], {"steps": []})["steps"]
+        found[row["code"]] = {"code": row["code"], "steps": [*before, row["step"]], "seen": row["seen"]}
+    return list(found.values())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.files import Appender
+from covey.observe.health import Finding
 from covey.observe.names import split_clocks
 from covey.observe.records import Advantages, plain, rollout_rows
 from covey.types import Group
@@ -73,11 +74,12 @@ class RolloutSink:
 
 
 class RunSink:
-    """The sinks of a run folder: `metrics.jsonl` (a function of the seed), `timings.jsonl` (clocks), `rollouts/`."""
+    """The sinks of a run folder: `metrics.jsonl` and `health.jsonl` (functions of the seed), `timings.jsonl`, `rollouts/`."""
 
     def __init__(self, folder: Path) -> None:
         self.metrics = JsonlSink(folder / "metrics.jsonl")
         self.timings = JsonlSink(folder / "timings.jsonl")
+        self.health = JsonlSink(folder / "health.jsonl")
         self.rollouts = RolloutSink(folder / "rollouts")
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
@@ -92,19 +94,27 @@ class RunSink:
         """Write every rollout of a step."""
         self.rollouts.write(step, groups, advantages)
 
+    def write_findings(self, step: int, findings: Sequence[Finding]) -> None:
+        """Write what was off after a step."""
+        for finding in findings:
+            self.health.append({"step": step, "code": finding.code, "seen": finding.seen, "knob": finding.knob})
+
     def offsets(self) -> dict[str, int]:
-        """What a checkpoint stores: the bytes of both files, which are brought to the disk first."""
-        self.metrics.sync()
-        self.timings.sync()
-        return {"metrics": self.metrics.offset, "timings": self.timings.offset}
+        """What a checkpoint stores: the bytes of the files, which are brought to the disk first."""
+        named = {"metrics": self.metrics, "timings": self.timings, "health": self.health}
+        for sink in named.values():
+            sink.sync()
+        return {name: sink.offset for name, sink in named.items()}
 
     def truncate(self, offsets: Mapping[str, int], step: int) -> None:
-        """Go back to a checkpoint made after step `step`: cut both files, remove rollouts of later steps."""
+        """Go back to a checkpoint made after step `step`: cut the files, remove rollouts of later steps."""
         self.metrics.truncate(offsets["metrics"])
         self.timings.truncate(offsets["timings"])
+        self.health.truncate(offsets.get("health", 0))
         self.rollouts.truncate(step)
 
     def close(self) -> None:
         """Close the files."""
         self.metrics.close()
         self.timings.close()
+        self.health.close()
