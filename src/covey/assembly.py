@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from covey.collect.grouped import GroupedCollector, Speech
-from covey.collect.prompts import Prompts
+from covey.collect.prompts import Prompts, visit_of
 from covey.columns import providers
 from covey.engines.adapters import Lora
 from covey.engines.chat import Chat
@@ -28,6 +28,7 @@ from covey.protocols import Reward, Task
 from covey.stages.objective import objective
 from covey.types import Prompt, Sampling
 
+from covey.tasks.mixture import sources_of
 if TYPE_CHECKING:
     from covey.config import RunConfig
 
@@ -51,6 +52,15 @@ class Rewarded:
 
     def train(self, seed: int, index: int) -> Prompt:
         """The task's."""
+    @property
+    def sources(self) -> tuple[Task, ...]:
+        """The task's."""
+        return sources_of(self.task)
+
+    def visit(self, index: int) -> int:
+        """The task's."""
+        return visit_of(self.task, index)
+
         return self.task.train(seed, index)
 
     def held_out(self, seed: int) -> Mapping[str, Sequence[Prompt]]:
@@ -222,7 +232,9 @@ def _count_tokens(prompt: Prompt, loaded: LoadedModel, *, enough: int | None) ->
 
 
 def _known_prompts(task: Task, seed: int) -> list[Prompt]:
-    """All prompts of a finite task, the first one of an endless one."""
+    """All prompts of a finite task, the first one of an endless one; of every source where a task has several."""
+    if (sources := sources_of(task)) != (task,):
+        return [prompt for source in sources for prompt in _known_prompts(source, seed)]
     if task.size is None:
         return [task.train(seed, 0)]
     held = [prompt for prompts in task.held_out(seed).values() for prompt in prompts]

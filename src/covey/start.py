@@ -18,14 +18,15 @@ from covey.config.paths import anchor
 from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
-from covey.errors import ConfigError, CoveyError
+from covey.errors import ConfigError, CoveyError, DataError
 from covey.folder import check_free, check_space, describe_machine, new_folder
 from covey.loop import train as loop
 from covey.observe.clients import Card
 from covey.observe.console import Console, Rhythm
 from covey.observe.trackers import open_trackers
 from covey.run import Run
-from covey.tasks.rows import from_rows
+from covey.tasks.mixture import fingerprint
+from covey.tasks.sources import hand_over
 
 
 def start(
@@ -57,6 +58,8 @@ def start(
         check_space(folder, _checkpoint_bytes(config, parts))
         console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
         run = Run(config, folder, parts, stack.enter_context(console), callbacks=called)
+        for note in config.task.notes() if hasattr(config.task, "notes") else ():
+            console.note(note)
         stack.callback(run.close)
         if resume is not None:
             run.restore()
@@ -83,8 +86,14 @@ def _card(run: Run) -> Card:
 
 
 def _check_resume(config: RunConfig, folder: Path) -> None:
-    """Refuse a folder without a whole checkpoint, and one whose checkpoint was made with settings that matter and differ."""
-    refuse_changes(folder, checkpoint.load(folder).record()["config"], config.plain())
+    """Refuse a folder without a whole checkpoint, or with one that was made with other settings that matter, or other data."""
+    record = checkpoint.load(folder).record()
+    refuse_changes(folder, record["config"], config.plain())
+    before, now = record.get("data"), fingerprint(config.task)  # type: ignore[arg-type]
+    changed = [name for name in now if before is not None and before.get(name) != now[name]]
+    if changed:
+        right = "Bring the rows back that it was begun with, or start a new run."
+        raise DataError(str(folder), f"the rows of {', '.join(changed)} have changed since its last checkpoint", right)
 
 
 def _describe(run: Run, finding: BatchFinding) -> None:
@@ -120,12 +129,14 @@ def train(
 ) -> Run:
     """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
 
-    `data` is a file of JSON lines or an iterable of dicts with `prompt` and `answer`; `reward` a function
-    `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys; dotted
-    ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run.
+    `data` is a file, folder or hub id, an iterable of dicts with `prompt` and `answer`, or several of them by name; `reward` a
+    function `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys;
+    dotted ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run; rows that it
+    was given in Python are given again.
+    data, _rows = hand_over(data)
     """
     if resume is not None:
-        if settings or data is not None or out is not None:
+        if settings or (data is not None and not _rows) or out is not None:
             raise ConfigError(
                 "resume",
                 "settings beside it",
@@ -133,11 +144,8 @@ def train(
             )
         folder = Path(resume)
         return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet, callbacks=callbacks)
-    if isinstance(data, (str, Path)):
-        settings["data"] = str(data)
-    elif data is not None:
-        scored = {} if settings.get("reward") is None else {"reward": settings["reward"]}
-        settings["task"] = from_rows(data, **scored)
+    if data is not None:
+        settings["data"] = data
     return start(
         resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet, callbacks=callbacks
     )

@@ -17,7 +17,7 @@ from covey.config.nearest import suggest
 from covey.config.paths import NAMING, beside
 from covey.config.text import read, read_setting, read_text
 from covey.config.values import DEFAULT_MODEL, DEFAULT_TASK, NAME, RunConfig, Section, as_recipe, section_of
-from covey.errors import ConfigError
+from covey.errors import ConfigError, did_you_mean
 from covey.models import find_model
 from covey.registry import Component, Value, kinds, plain
 
@@ -117,7 +117,8 @@ def list_assignments(
     found: list[Assignment] = []
     for name, value in data.items():
         key = f"{prefix}{name}"
-        whole = not isinstance(value, Mapping) or not value or "kind" in value or (key == "recipe" and "name" in value)
+        whole = not isinstance(value, Mapping) or not value or "kind" in value or key == "data"
+        whole = whole or (key == "recipe" and "name" in value)
         if not whole:
             found += list_assignments(value, origin=origin, lines=lines, prefix=f"{key}.")
             continue
@@ -129,11 +130,35 @@ def list_assignments(
 def assign(key: str, value: Any, origin: str) -> Assignment:
     """The assignment that a key means; `data=FILE` is a task."""
     if key == "data":
-        value = {"kind": ROWS[0], ROWS[1]: str(value) if isinstance(value, Path) else value}
+        value = name_task(value)
     path = SHORT.get(key, tuple(key.split(".")))
     if path == ("model", "path") and isinstance(value, Path):
         value = str(value)
     return Assignment(path, value, origin, key)
+
+
+def name_task(data: Any) -> Any:
+    """The task that `data=` means: rows, or a mixture of several sources, in a list or by name. Plain data of tasks stays."""
+    if isinstance(data, Mapping) and "kind" not in data:
+        return {"kind": "mixture", "tasks": {name: name_task(part) for name, part in data.items()}}
+    if isinstance(data, (list, tuple)):
+        return {
+            "kind": "mixture",
+            "tasks": {name: name_task(part) for name, part in zip(name_files(data), data, strict=True)},
+        }
+    return (
+        data if isinstance(data, Mapping) else {"kind": ROWS[0], ROWS[1]: str(data) if isinstance(data, Path) else data}
+    )
+
+
+def name_files(paths: Sequence[Any]) -> list[str]:
+    """A name for each of several files, folders or hub ids: its own without endings, with a number where it occurs again."""
+    names: list[str] = []
+    for path in paths:
+        own = re.sub(r"[^A-Za-z0-9_]+", "-", Path(str(path)).name.split(".")[0]).strip("-_") or "data"
+        again = sum(name == own or name.startswith(f"{own}-") for name in names)
+        names.append(f"{own}-{again + 1}" if own in names else own)
+    return names
 
 
 def refuse_twice(layer: Sequence[Assignment]) -> None:
@@ -243,14 +268,27 @@ def edit_options(stage: str, value: dict[str, Any], item: Assignment) -> dict[st
         return value  # building it names the mistake
     field, rest = item.path[1], item.path[2:]
     if field not in cls.model_fields:
-        options = [f"{stage}.{name}" for name in cls.model_fields]
+        above = item.key.rsplit(".", len(rest) + 1)[0]
+        options = [f"{above}.{name}" for name in cls.model_fields]
         raise ConfigError(item.key, f"{stage} '{cls.kind}' has no option '{field}'", suggest(item.key, options))
     if not rest:
         return {**value, field: item.value}
     inner = value.get(field, plain(cls.model_fields[field].get_default(call_default_factory=True)))
+    if isinstance(inner, dict) and len(rest) > 1 and field == "tasks":
+        return {**value, field: {**inner, rest[0]: edit_source(stage, inner, replace(item, path=(stage, *rest)))}}
     if not isinstance(inner, dict) or len(rest) > 1:
         raise ConfigError(item.key, f"{stage}.{field} has no parts", f"Write {stage}.{field}=VALUE.")
     return {**value, field: {**inner, rest[0]: item.value}}
+
+
+def edit_source(stage: str, sources: Mapping[str, Any], item: Assignment) -> Any:
+    """Plain data of one of several components by name, with one option of it changed."""
+    name = item.path[1]
+    if name not in sources:
+        raise ConfigError(item.key, f"there is no source '{name}'", did_you_mean(name, sources))
+    own = sources[name]
+    own = {"kind": own} if isinstance(own, str) else own
+    return edit_options(stage, own, replace(item, path=(stage, *item.path[2:])))
 
 
 def edit_recipe(assignments: Sequence[Assignment]) -> Any:

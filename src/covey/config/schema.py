@@ -136,7 +136,8 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["model"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelConfig"}]}
     for name, target in (("steps", "steps"), ("seed", "seed")):
         schema["properties"][name] = definitions["Budget"]["properties"][target]
-    schema["properties"]["data"] = {"type": "string", "description": "file of rows: a task"}
+    said = "rows of a file, folder or hub id: a task; several, in a list or by name: a mixture"
+    schema["properties"]["data"] = {"type": ["string", "array", "object"], "description": said}
     schema.pop("required", None)
     return schema
 

@@ -19,6 +19,7 @@ from covey.recipes import Recipe
 from covey.recipes.rules import Shape, check_run
 from covey.registry import Component, Value, build, plain
 from covey.rewards.kinds import build_reward
+from covey.tasks.mixture import sources_of
 from covey.types import Sampling
 
 DEFAULT_MODEL = "tiny"
@@ -285,6 +286,8 @@ class RunConfig(Value):
             parts["reward"] = build_reward(parts["reward"], "reward")
             if "reward" in type(parts["task"]).model_fields:  # such a task checks its data for what the reward needs
                 parts["task"] = parts["task"].model_copy(update={"reward": parts["reward"]})
+            if hasattr(parts["task"], "rewarded"):
+                parts["task"] = parts["task"].rewarded(parts["reward"])
         if isinstance(parts.get("model"), str):
             parts["model"] = {"path": parts["model"]}
         if parts.get("name") is None:
@@ -313,14 +316,14 @@ class RunConfig(Value):
             raise explain_value(error) from None
 
     def check_data(self) -> None:
-        """Ask the task for its first prompt, the reward whether it can read it, and the trackers whether they can start.
+        """Ask each source for its first prompt, the reward whether it can read it, and the trackers whether they can start.
 
         So mistakes show before a model is loaded.
         """
         task: Any = self.task
-        prompt = task.train(self.budget.seed, 0)
+        prompts = [source.train(self.budget.seed, 0) for source in sources_of(task)]
         reward: Any = getattr(task, "reward", None) if self.reward is None else self.reward
-        if hasattr(reward, "check"):
+        for prompt in prompts if hasattr(reward, "check") else ():
             reward.check(prompt)
         check_trackers(self.report.to)
 

@@ -89,6 +89,11 @@ class Source:
         return self.task.reward
 
     @property
+    def digest(self) -> str | None:
+        """The task's; None for one that reads no data."""
+        return getattr(self.task, "digest", None)
+
+    @property
     def main_set(self) -> str:
         """The task's, under the source's name."""
         return f"{self.name}.{self.task.main_set}"
@@ -118,6 +123,11 @@ class MixedReward:
         reward: Any = self.rewards[prompt.task]
         if hasattr(reward, "check"):
             reward.check(prompt)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether a source's reward asks for processes of its own."""
+        return any(getattr(reward, "isolated", True) for reward in self.rewards.values())
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[Score]:
         """The scores of the source's own reward; components of other sources are absent."""
@@ -242,3 +252,9 @@ def take_turns(lists: Sequence[Sequence[Prompt]]) -> list[Prompt]:
 def sources_of(task: Task) -> tuple[Task, ...]:
     """The sources of a task that has several, else the task itself."""
     return tuple(getattr(task, "sources", ())) or (task,)
+
+
+def fingerprint(task: Task) -> dict[str, str]:
+    """A digest of the data of each source that reads some, by its name: what has to stay the same while a run goes on."""
+    found = {getattr(source, "name", "data"): getattr(source, "digest", None) for source in sources_of(task)}
+    return {name: digest for name, digest in found.items() if digest is not None}

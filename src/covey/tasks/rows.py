@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -42,11 +43,12 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All that decides what is read."""
+    """All that decides what is read. Equal ones name the same places, however they are written."""
 
-    data: str
+    data: str = field(compare=False)
+    held_data: str | None = field(compare=False)
+    places: tuple[str, str]
     split: str | None
-    held_data: str | None
     held_split: str | None
     share: float
     most: int
@@ -168,8 +170,9 @@ class Rows(Component):
         default = 0.0 if apart else SHARE
         return Reading(
             data=self.data,
-            split=self.split,
             held_data=self.held_data,
+            places=(os.path.abspath(self.data), os.path.abspath(self.held_data or self.data)),
+            split=self.split,
             held_split=self.held_split,
             share=default if self.held_share is None else self.held_share,
             most=self.held_max,

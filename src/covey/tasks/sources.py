@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from covey.errors import DataError, MissingInputError
+from covey.registry import Component, plain
 from covey.tasks.table import number_rows, plain_value
 
 Placed = Iterator[tuple[str, Any]]
@@ -217,11 +218,36 @@ def give(rows: Any) -> Given:
 
     Raises DataError for what holds no rows, or a value that JSON cannot hold.
     """
-    if isinstance(rows, Mapping) and all(hasattr(part, "column_names") for part in rows.values()):
+    if isinstance(rows, Mapping) and _is_split(rows):
         given = Given({str(name): part for name, part in rows.items()})
     else:
         given = Given({"": _list_rows(rows)})
     return _GIVEN.setdefault(given.handle, given)
+
+
+def hand_over(data: Any) -> tuple[Any, list[Given]]:
+    """What `data=` of a configuration says for data from Python, and the rows that have to be kept while it is in use.
+
+    Paths stay, rows become their handle, and a mapping or a list of such things is one of the same form.
+    """
+    if data is None or isinstance(data, str):
+        return data, []
+    if isinstance(data, Path):
+        return str(data), []
+    if isinstance(data, Component):
+        return plain(data), []
+    if isinstance(data, list | tuple) and data and all(isinstance(part, str | Path) for part in data):
+        return [str(part) for part in data], []
+    if not isinstance(data, Mapping) or _is_split(data):
+        given = give(data)
+        return given.handle, [given]
+    parts = {str(name): hand_over(part) for name, part in data.items()}
+    return {name: part for name, (part, _) in parts.items()}, [given for _, kept in parts.values() for given in kept]
+
+
+def _is_split(data: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is a DatasetDict: splits of one data set, not several sources."""
+    return type(data).__module__.startswith("datasets.")
 
 
 def find_given(path: str) -> Given | None:
