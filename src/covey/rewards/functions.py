@@ -1,55 +1,64 @@
 """A user's own Python function as a reward: called by the names of its parameters, trusted with nothing it returns.
 
-`f(completion, answer) -> float | None` is called once per rollout and may be `async`. What is not a finite number
-(None, NaN, a string, an exception) becomes a typed failure with the reason, never a 0.
+What is not a finite number per response (None, NaN, a string, an exception) becomes a typed failure with the reason, never a 0.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from covey.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from covey.errors import ConfigError, MissingInputError, did_you_mean
 from covey.random import key
 from covey.registry import Component, component
-from covey.types import Prompt, Rollout, Score
-
-KNOWN = ("completion", "answer", "prompt")
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+from covey.rewards.failures import explain, fail
+from covey.rewards.results import add_logged, read_many, read_one
+from covey.rewards.signatures import (
+    Log,
+    Signature,
+    TrainerState,
+    columns_of_group,
+    columns_of_one,
+    columns_of_solution,
+    name_of,
+    read_signature,
+)
+from covey.types import Prompt, Rollout, RolloutKey, Score, Stop
 
 
 @component("reward", "function")
 class FunctionReward(Component):
-    """The value of a Python function per rollout, under the function's name.
+    """The value of a Python function for each response, under the function's name.
 
-    Parameters by name: `completion` the response's text, `answer` the gold answer or None, `prompt` the last message's
-    text; any other name is a further column of the prompt's row. `FunctionReward(function="rewards.py:score")` loads a
-    file that the user names; `wrap_function(f)` takes the function itself.
+    Parameters by name: `f(completion, answer)` scores one response, `f(prompts, completions, **columns)` all responses of a
+    prompt (TRL's form), `compute_score(data_source, solution_str, ground_truth, extra_info)` one (verl's form); any other
+    name is a further column of the row. `FunctionReward(function="rewards.py:score")` loads a file that the user names;
+    `wrap_function(f)` takes the function itself.
     """
 
     function: str = Field(description="FILE.py:name of the function, or the name of one given in Python")
 
+    isolated: ClassVar[bool] = True
     _call: Callable[..., Any] | None = PrivateAttr(None)
-    _parameters: Mapping[str, inspect.Parameter] = PrivateAttr(default_factory=dict)
+    _given: bool = PrivateAttr(False)
+    _signature: Signature = PrivateAttr()
 
     def __init__(self, **fields: Any) -> None:
         """Load the function now, so that a mistake shows before anything is trained."""
         call = fields.pop("_call", None)
         super().__init__(**fields)
-        call = call if call is not None else load_function(self.function)
-        self._call, self._parameters = call, read_parameters(call, self.function)
+        self._given = call is not None
+        self._call = call if call is not None else load_function(self.function)
+        self._signature = read_signature(self._call, self.function)
 
     @property
     def name(self) -> str:
@@ -62,87 +71,81 @@ class FunctionReward(Component):
         """The weight in the mixed reward: 1."""
         return {self.name: 1.0}
 
+    @property
+    def together(self) -> bool:
+        """Whether one call scores all responses of a prompt."""
+        return self._signature.together
+
+    @property
+    def given(self) -> bool:
+        """Whether the function was given in Python, so that no file can be read to have it again."""
+        return self._given
+
+    def wants(self, name: str) -> bool:
+        """Whether a column would reach the function."""
+        return self._signature.wants(name)
+
+    def names(self, name: str) -> bool:
+        """Whether the function has a parameter of this name."""
+        return name in self._signature.parameters
+
     def check(self, prompt: Prompt) -> None:
         """Raises DataError where a parameter has no column in the prompt's row."""
-        self._arguments(prompt, "")
+        rollout = Rollout(RolloutKey(prompt.id, 0), (), Stop.END, 0)
+        self._arguments(prompt, (rollout,), TrainerState(), Log())
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
-        """One call per rollout, in order."""
-        return [await self._score_one(prompt, rollout) for rollout in rollouts]
+        """One call per response, or one for all of them, in order."""
+        units = [rollouts] if self.together else [[rollout] for rollout in rollouts]
+        found: list[Score] = []
+        for unit in units:
+            scores = self.begin(prompt, unit, TrainerState())
+            found += await scores if inspect.isawaitable(scores) else scores
+        return found
 
-    async def _score_one(self, prompt: Prompt, rollout: Rollout) -> Score:
-        # a reward function is the user's code: whatever it raises is data about this rollout, and the run goes on
+    def begin(
+        self, prompt: Prompt, rollouts: Sequence[Rollout], state: TrainerState, *, catch: bool = True
+    ) -> list[Score] | Awaitable[list[Score]]:
+        """Call the function once: its scores, or what has to be awaited to have them if it is asynchronous.
+
+        With `catch` whatever it raises is a failure of these rollouts, as it is data about them; else it is raised.
+        """
+        log = Log()
         try:
-            result = self._call(**self._arguments(prompt, rollout.text))  # type: ignore[misc]
-            result = await result if inspect.isawaitable(result) else result
-            return Score({self.name: read_number(result)})
+            result = self._call(**self._arguments(prompt, rollouts, state, log))  # type: ignore[misc]
+            if inspect.isawaitable(result):
+                return self._finish(result, len(rollouts), log, catch)
+            return self._read(result, len(rollouts), log)
         except (Exception, SystemExit) as error:
-            reason = str(error) if isinstance(error, _NotNumberError) else f"{type(error).__name__}: {error}"
-            return Score(failures={self.name: " ".join(reason.split())})
+            if not catch:
+                raise
+            return [fail((self.name,), explain(error))] * len(rollouts)
 
-    def _arguments(self, prompt: Prompt, completion: str) -> dict[str, Any]:
-        columns = {
-            **copy.deepcopy(dict(prompt.meta)),
-            "completion": completion,
-            "answer": prompt.answer,
-            "prompt": prompt.messages[-1].content if prompt.messages else "",
-        }
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters.values()):
-            return columns
-        for name, parameter in self._parameters.items():
-            if name not in columns and parameter.default is inspect.Parameter.empty:
-                raise DataError(f"reward {self.name}", f"the row has no column '{name}'", did_you_mean(name, columns))
-        return {name: columns[name] for name in self._parameters if name in columns}
+    async def _finish(self, result: Awaitable[Any], count: int, log: Log, catch: bool) -> list[Score]:
+        try:
+            return self._read(await result, count, log)
+        except (Exception, SystemExit) as error:
+            if not catch:
+                raise
+            return [fail((self.name,), explain(error))] * count
 
+    def _read(self, result: Any, count: int, log: Log) -> list[Score]:
+        if self.together:
+            return read_many(result, count, self.name, log)
+        return [add_logged(read_one(result, self.name), log, 0, 1)]
 
-class _NotNumberError(Exception):
-    """What a reward function returned cannot be a reward."""
-
-
-def read_number(value: Any) -> float:
-    """A finite float of a number, a bool, or a numpy or torch scalar; raises with the reason otherwise."""
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "ndim", None) == 0:
-        value = item()
-    if value is None:
-        raise _NotNumberError("returned None")
-    if not isinstance(value, Real):
-        raise _NotNumberError(f"returned {_shorten(value)} ({type(value).__name__}), not a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise _NotNumberError(f"returned {'NaN' if math.isnan(number) else number}")
-    return number
-
-
-def _shorten(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        text = "a value without repr"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def read_parameters(function: Callable[..., Any], where: str) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a reward function, by name. A near miss such as `completions` is an error, not a column."""
-    if not callable(function):
-        raise ConfigError(where, f"{type(function).__name__} is not a function", "Write def f(completion, answer).")
-    try:
-        parameters = dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        raise ConfigError(where, "its parameters cannot be read", "Write def f(completion, answer).") from None
-    for name, parameter in parameters.items():
-        if parameter.kind in _POSITIONAL:
-            raise ConfigError(where, f"parameter '{name}' is positional", "Parameters are passed by name.")
-        near = did_you_mean(name, KNOWN)
-        required = parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        if name not in KNOWN and required and near.startswith("Did"):
-            raise ConfigError(where, f"unknown parameter '{name}'", f"{near} It is called once per response.")
-    return parameters
+    def _arguments(self, prompt: Prompt, rollouts: Sequence[Rollout], state: TrainerState, log: Log) -> dict[str, Any]:
+        if self.together:
+            columns = columns_of_group(prompt, rollouts, state, log)
+        else:
+            columns_of = columns_of_solution if self._signature.form == "solution" else columns_of_one
+            columns = columns_of(prompt, rollouts[0].text)
+        return self._signature.choose(columns, f"reward {self.name}")
 
 
 def wrap_function(function: Callable[..., Any]) -> FunctionReward:
     """A reward of a function given in Python."""
-    return FunctionReward(function=getattr(function, "__name__", type(function).__name__), _call=function)
+    return FunctionReward(function=name_of(function), _call=function)
 
 
 def load_function(spec: str) -> Callable[..., Any]:

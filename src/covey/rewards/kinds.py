@@ -1,4 +1,4 @@
-"""A reward from whatever names one: a kind, `FILE.py:function`, a Python function, or a mapping with `kind`."""
+"""A reward from whatever names one: a kind, `FILE.py:function`, a Python function, a mapping with `kind`, or a list of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 
 def build_reward(value: Any, where: str = "reward") -> Reward:
-    """The reward that a value names. An object with a method `score` is one already."""
+    """The reward that a value names; of a list their mix. An object with a method `score` is one already."""
     if hasattr(value, "score"):
         reward: Reward = value
         return reward
     if isinstance(value, Callable):  # type: ignore[arg-type]
         return wrap_function(value)
+    if isinstance(value, (list, tuple)):
+        value = {"kind": "mix", "rewards": value}
     if isinstance(value, str) and ":" in value:
         return FunctionReward(function=value)
     if isinstance(value, str) and value not in kinds("reward"):
-        known = did_you_mean(value, set(kinds("reward")) - {"function"})
+        known = did_you_mean(value, set(kinds("reward")) - {"function", "mix"})
         raise ConfigError(where, f"there is no reward '{value}'", f"{known} Or name FILE.py:function.")
     built: Reward = build("reward", value, where)  # type: ignore[assignment]
     return built

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from covey.registry import Component, component
-from covey.types import Prompt, Rollout, Score
+from covey.types import Json, Prompt, Rollout, Score
 
 _NUMBER = re.compile(r"(?:(?<![\w.)\]])[-+])?(?:(?:\d+(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\w)\.\d+)", re.ASCII)
 _LONGEST = 1000
@@ -20,6 +20,8 @@ _LONGEST = 1000
 
 class Match(Component):
     """A comparison of each response with the prompt's answer."""
+
+    isolated: ClassVar[bool] = False
 
     weights: ClassVar[Mapping[str, float]] = {"correct": 1.0}
 
@@ -35,11 +37,16 @@ class Match(Component):
             right = self.agrees(text, answer)
         except ValueError as error:
             return Score(failures={"correct": str(error)})
-        return Score({"correct": float(right)}, detail="Right." if right else f"The answer is {answer}.")
+        detail = "Right." if right else f"The answer is {answer}."
+        return Score({"correct": float(right)}, facts=self.read_facts(text), detail=detail)
 
     @abstractmethod
     def agrees(self, text: str, answer: str) -> bool:
         """Whether the text gives the answer. Raises ValueError if the answer cannot be compared with."""
+
+    def read_facts(self, text: str) -> dict[str, Json]:
+        """What else there is to say of a text: under `answer` its final answer in normal form (null: none), if there is one."""
+        return {}
 
 
 @component("reward", "exact_match")
@@ -49,6 +56,10 @@ class ExactMatch(Match):
     def agrees(self, text: str, answer: str) -> bool:
         """Equality of the stripped texts."""
         return text.strip() == answer.strip()
+
+    def read_facts(self, text: str) -> dict[str, Json]:
+        """The stripped text; an empty one is no answer."""
+        return {"answer": text.strip() or None}
 
 
 @component("reward", "number")
@@ -65,6 +76,11 @@ class NumberMatch(Match):
         if gold is None:
             raise ValueError(f"the answer {answer!r} holds no number")
         return last_number(text) == gold
+
+    def read_facts(self, text: str) -> dict[str, Json]:
+        """The number as a fraction in lowest terms."""
+        number = last_number(text)
+        return {"answer": None if number is None else str(number)}
 
 
 def last_number(text: str) -> Fraction | None:
