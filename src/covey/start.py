@@ -58,9 +58,9 @@ def start(
         check_space(folder, _checkpoint_bytes(config, parts))
         console = Console(quiet=quiet, rhythm=Rhythm(completions=config.report.completions_every))
         run = Run(config, folder, parts, stack.enter_context(console), callbacks=called)
+        stack.callback(run.close)
         for note in config.task.notes() if hasattr(config.task, "notes") else ():
             console.note(note)
-        stack.callback(run.close)
         if resume is not None:
             run.restore()
         _describe(run, probe_batch(parts.sampler))
@@ -133,8 +133,8 @@ def train(
     function `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys;
     dotted ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run; rows that it
     was given in Python are given again.
-    data, _rows = hand_over(data)
     """
+    data, _rows = hand_over(data)
     if resume is not None:
         if settings or (data is not None and not _rows) or out is not None:
             raise ConfigError(
