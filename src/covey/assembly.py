@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from covey.collect.grouped import GroupedCollector, Speech
 from covey.collect.prompts import Prompts, visit_of
 from covey.columns import providers
-from covey.engines.adapters import Lora
+from covey.engines.adapters import REFERENCE, Lora, add_reference, is_fresh
 from covey.engines.chat import Chat
 from covey.engines.cluster import Cluster
-from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner
+from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner, inner
 from covey.engines.loading import LoadedModel, ModelOptions, load_model
 from covey.engines.probe import choose_threads
+from covey.engines.reference import AdapterScorer, Follower, parameters_of
 from covey.engines.sampler import HFSampler
 from covey.engines.schedule import learning_rate
 from covey.engines.scorer import Scorer, verify
@@ -26,9 +28,9 @@ from covey.errors import ConfigError, DataError
 from covey.gradient import GradientImprover, Schedule
 from covey.protocols import Reward, Task
 from covey.stages.objective import objective
+from covey.tasks.mixture import sources_of
 from covey.types import Prompt, Sampling
 
-from covey.tasks.mixture import sources_of
 if TYPE_CHECKING:
     from covey.config import RunConfig
 
@@ -50,8 +52,6 @@ class Rewarded:
         """The task's."""
         return self.task.main_set
 
-    def train(self, seed: int, index: int) -> Prompt:
-        """The task's."""
     @property
     def sources(self) -> tuple[Task, ...]:
         """The task's."""
@@ -61,6 +61,8 @@ class Rewarded:
         """The task's."""
         return visit_of(self.task, index)
 
+    def train(self, seed: int, index: int) -> Prompt:
+        """The task's."""
         return self.task.train(seed, index)
 
     def held_out(self, seed: int) -> Mapping[str, Sequence[Prompt]]:
@@ -159,10 +161,7 @@ def _sampler(config: RunConfig, loaded: LoadedModel, world: World) -> HFSampler:
 def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSampler) -> Cluster:
     """Learner and sampler and, where the recipe needs one, a frozen reference on every rank."""
     options = config.budget.optimizer
-    references = {}
-    if "ref_logp" in config.recipe.needs():
-        frozen = Scorer(copy.deepcopy(loaded.model).requires_grad_(False))
-        references = {"reference": SlicedScorer(frozen, world=world, tokens_per_slice=config.engines.tokens_per_slice)}
+    second = _second_model(config, loaded)
     learner = TorchLearner(
         Scorer(loaded.model),
         world=world,
@@ -175,13 +174,45 @@ def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSa
             max_grad_norm=float("inf") if options.max_grad_norm is None else options.max_grad_norm,
         ),
     )
+    reference = _reference(config, learner, second)
     return Cluster(
         world=world,
         learner=learner,
         sampler=sampler,
         objective=lambda live, batch, states: objective(config.recipe, live, batch, states),
-        references=references,
+        references={} if reference is None else {"reference": reference},
+        follower=_follower(config.recipe.reference, learner, reference),
     )
+
+
+def _second_model(config: RunConfig, loaded: LoadedModel) -> nn.Module | None:
+    """What a reference needs besides the policy: a frozen copy of the model, or of its adapters; nothing for fresh adapters."""
+    if "ref_logp" not in config.recipe.needs():
+        return None
+    if not loaded.adapted:
+        return copy.deepcopy(loaded.model).requires_grad_(False)
+    if config.recipe.reference.kind != "initial" or not is_fresh(loaded.model):
+        add_reference(loaded.model)
+    return None
+
+
+def _reference(config: RunConfig, learner: TorchLearner, second: nn.Module | None) -> SlicedScorer | None:
+    """The reference's forward: of the second model, or of the learner's own with another adapter or none."""
+    if "ref_logp" not in config.recipe.needs():
+        return None
+    if second is not None:
+        return SlicedScorer(Scorer(second), world=learner.world, tokens_per_slice=config.engines.tokens_per_slice)
+    model = inner(learner.scorer)
+    return AdapterScorer(learner, REFERENCE if REFERENCE in model.peft_config else None)  # type: ignore[operator]
+
+
+def _follower(kind: Any, learner: TorchLearner, reference: SlicedScorer | None) -> Follower | None:
+    """What moves a moving reference."""
+    if reference is None or kind.kind == "initial":
+        return None
+    model, adapted = inner(reference.scorer), isinstance(reference, AdapterScorer)
+    own = parameters_of(model, learner.parameters, adapted=adapted)
+    return Follower(learner.parameters, own, every=kind.every, mix=kind.mix)
 
 
 def _improver(config: RunConfig, cluster: Cluster, weights: Mapping[str, float]) -> GradientImprover:

@@ -1,8 +1,9 @@
 """Checkpoints: everything that is state, in one verifiable folder that is there complete or not at all.
 
     checkpoints/step-000123/
-        model/                 an ordinary transformers folder
+        model/                 an ordinary transformers (or PEFT) folder
         optimizer.safetensors  tensors `<parameter>/<slot>`
+        reference.safetensors  the reference policy, where it moves
         state.json             step, states of components, offsets of logs, ledger ...
         manifest.json          size and SHA-256 of each file
 
@@ -18,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ class State:
     """What a checkpoint is made of.
 
     `write_model(folder)` writes a transformers folder (see `export`), `optimizer` holds full tensors named `<parameter>/<slot>`,
-    `record` is all the rest as plain data.
+    `reference` the weights of a moving reference (empty without one), `record` is all the rest as plain data.
     """
 
     write_model: Callable[[Path], None]
     optimizer: Mapping[str, Tensor]
     record: Mapping[str, Json]
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,13 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         return dict(load_file(self.folder / "optimizer.safetensors"))
+
+    def reference(self) -> dict[str, Tensor]:
+        """The weights of a moving reference; empty where there is none."""
+        from safetensors.torch import load_file
+
+        path = self.folder / "reference.safetensors"
+        return dict(load_file(path)) if path.exists() else {}
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's weights under the names that transformers gives its parameters (tied ones once)."""
@@ -98,6 +107,8 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
             if files.begin("write"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         files.write_bytes(folder / "optimizer.safetensors", _tensor_bytes(state.optimizer))
+        if state.reference:
+            files.write_bytes(folder / "reference.safetensors", _tensor_bytes(state.reference))
         text = json.dumps({"format": FORMAT, "step": step, "record": state.record}, indent=1, allow_nan=False)
         files.write_bytes(folder / "state.json", text.encode())
 

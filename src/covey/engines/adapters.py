@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -212,9 +212,13 @@ def merge_adapter(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def settings(model: nn.Module) -> Mapping[str, Any]:
-    """What of an adapted model besides its tensors decides about its outputs; for comparing two copies."""
+def settings(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What of an adapted model's layers, besides tensors, decides about outputs; for comparing two copies."""
     return {
-        name: [list(layer.active_adapters), bool(layer.disable_adapters), bool(layer.merged), dict(layer.scaling)]
+        name: {
+            "adapter": [] if layer.disable_adapters else list(layer.active_adapters),
+            "merged": bool(layer.merged),
+            "scaling": dict(layer.scaling),
+        }
         for name, layer in adapted_layers(model)
     }

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from covey.batch import Batch, Credited, Live
-from covey.engines.learner import COEF, SlicedScorer, TorchLearner, coefficients, linear
+from covey.engines.fingerprint import find_lost
+from covey.engines.learner import COEF, SlicedScorer, TorchLearner, coefficients, inner, linear
+from covey.engines.reference import Follower
 from covey.engines.slices import Plan, plan_shares, plan_slices
 from covey.engines.transport import (
     join,
@@ -54,8 +56,10 @@ class Cluster:
         sampler: Sampler,
         objective: Objective,
         references: Mapping[str, SlicedScorer] | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.world, self.learner, self.sampler, self.objective = world, learner, sampler, objective
+        self.follower = follower
         self.scorers: dict[str, SlicedScorer] = {"policy": learner, **(references or {})}
         self._failed = False
 
@@ -125,9 +129,14 @@ class Cluster:
             return not whole
         return len(plan) > 1 or sum(bool(share) for share in shares) > 1
 
-    def publish(self, version: int) -> None:
-        """Give every sampler the learner's weights under a version."""
-        self._ask("publish", self._same({"version": version}))
+    def publish(self, version: int) -> list[str]:
+        """Give every sampler the learner's weights under a version, and let a moving reference follow up to that step.
+
+        Returns what did not arrive, with its rank: the names of tensors that differ in a sampler that can be looked into.
+        """
+        answers = self._ask("publish", self._same({"version": version}))
+        ranks = enumerate(answer[0]["lost"] for answer in answers)
+        return [f"rank {rank}: {name}" if len(answers) > 1 else name for rank, names in ranks for name in names]
 
     def weights(self) -> Mapping[str, Tensor]:
         """The whole weights under transformers' names."""
@@ -139,16 +148,32 @@ class Cluster:
         self._tell("optimizer_state", {})
         return self._guarded(self.learner.optimizer_state)
 
+    def reference_state(self) -> Mapping[str, Tensor]:
+        """The whole values of a moving reference under the names of `weights`; empty where the reference never moves."""
+        self._tell("reference_state", {})
+        return self._guarded(self._reference_state)
+
+    def _reference_state(self) -> Mapping[str, Tensor]:
+        return self.follower.tensors() if self.follower else {}
+
     def load(
         self, *, weights: Mapping[str, Tensor] | None = None, optimizer: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Replace weights, optimizer state or both on every rank by full tensors."""
+        """Replace weights (all or some), optimizer state or both on every rank by full tensors."""
         for part, tensors in (("weights", weights), ("optimizer", optimizer)):
             if tensors is not None:
-                kinds = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in tensors.items()}
-                header = {"part": part, "kinds": kinds}
-                self._tell("load", header)
-                self._load(header, tensors)
+                self._load_all({"part": part}, tensors)
+
+    def load_reference(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Replace a moving reference by what `reference_state` gave after a step."""
+        if self.follower is not None:
+            self._load_all({"part": "reference", "at": step}, tensors)
+
+    def _load_all(self, header: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> None:
+        kinds = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in tensors.items()}
+        whole_header = {**header, "kinds": kinds}
+        self._tell("load", whole_header)
+        self._load(whole_header, tensors)
 
     def stop(self) -> None:
         """End `serve` on the other ranks and leave. After a failure the others have gone already."""
@@ -178,6 +203,8 @@ class Cluster:
             self.world.gather(self._answer(command, (header, tensors)))
         elif command == "load":
             self._load(header, None)
+        elif command == "reference_state":
+            self._reference_state()
         elif command != "stop":
             getattr(self.learner, command)()
         return bool(command != "stop")
@@ -225,8 +252,11 @@ class Cluster:
             return metrics_to(self._backward(unpack(payload), header)), {}
         if command == "step":
             return metrics_to(self.learner.step(header["lr"])), {}
-        self.sampler.publish(self.learner.weights(), header["version"])
-        return {}, {}
+        if self.follower is not None:
+            self.follower.follow(header["version"])
+        weights = self.learner.weights()
+        self.sampler.publish(weights, header["version"])
+        return {"lost": find_lost(inner(self.learner.scorer), weights, self.sampler)}, {}
 
     def _backward(self, batch: Credited, options: Mapping[str, Json]) -> Metrics:
         def objective(live: Live, rows: Credited) -> tuple[Tensor, Metrics]:
@@ -245,8 +275,15 @@ class Cluster:
                 )
                 yield name, self.world.share(own.contiguous())
 
-        load = self.learner.load_weights if header["part"] == "weights" else self.learner.load_optimizer
-        self._guarded(lambda: load(received()))
+        def load() -> None:
+            if header["part"] == "reference" and self.follower is not None:
+                self.follower.load(received(), header["at"])
+            elif header["part"] == "weights":
+                self.learner.load_weights(received())
+            else:
+                self.learner.load_optimizer(received())
+
+        self._guarded(load)
 
 
 _ANSWERED = ("sample", "forward", "backward", "step", "publish")

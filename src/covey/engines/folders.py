@@ -97,6 +97,7 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file; one line where it cannot be read."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -126,4 +127,5 @@ def check_config(folder: Path, where: str) -> None:
 
 
 def first_line(error: Exception) -> str:
+    """What an error says first, shortened to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

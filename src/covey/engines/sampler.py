@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from covey.engines.adapters import is_adapted
+from covey.engines.adapters import is_adapted, settings
 from covey.engines.attention import KEYWORD, decoder_of, prepare, round_up
 from covey.engines.cache import Cache, DecodeLayout, PrefillLayout
 from covey.engines.choice import Choice, choose
+from covey.engines.fingerprint import Fingerprint, fingerprint
 from covey.engines.head import LogitHead
 from covey.engines.noise import key_tensor
 from covey.engines.precision import precision
@@ -55,6 +56,15 @@ class HFSampler:
             for name, weight in weights.items():
                 own[name].copy_(weight)
         self.version = version
+
+    def fingerprint(self, names: Iterable[str]) -> dict[str, Fingerprint]:
+        """Exact sums of the tensors that it samples with, by name; for checking that what was published has arrived."""
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        return {name: fingerprint(own[name]) for name in names if name in own}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Which adapters are on, and how they are scaled, by layer."""
+        return settings(self.model)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
         """One sample per noise key of every request, in order. At most `max_rows` rows are alive at a time."""

@@ -13,6 +13,7 @@ from covey import stages as _stages  # noqa: F401  (registers the components tha
 from covey.errors import ConfigError, did_you_mean
 from covey.recipes.rules import check
 from covey.registry import Component, Value, build, explain, plain
+from covey.stages.reference import InitialReference
 
 STAGES = {
     "admit": "admit",
@@ -26,6 +27,7 @@ STAGES = {
     "surrogate": "surrogate",
     "penalties": "penalty",
     "objective": "objective",
+    "reference": "reference",
 }
 """Field of a recipe -> stage of its components, in the order in which they run."""
 
@@ -52,6 +54,7 @@ class Recipe(Value):
     surrogate: Component | None = Field(default=None, description="gain per token; absent only beside an objective")
     penalties: tuple[Component, ...] = Field(default=(), description="costs with their own coefficient and weighting")
     objective: Component | None = Field(default=None, description="one function that replaces the whole objective")
+    reference: Component = Field(default=InitialReference(), description="the policy that ref_logp is of")
     waivers: tuple[str, ...] = Field(default=(), description="names of refusals that are waived on purpose")
 
     @model_validator(mode="before")
@@ -76,6 +79,9 @@ class Recipe(Value):
                 raise ConfigError(
                     f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
                 )
+        if self.reference.kind != "initial" and "ref_logp" not in self.needs():
+            found = f"'{self.reference.kind}', but no component reads the reference"
+            raise ConfigError("recipe.reference", found, "Leave it out, or add one that does, e.g. penalty kl.")
         inner = [part for outer in self.components() for part in _nested(outer) if part is not outer]
         for part in (self.weighting, *inner):
             if part.initial():
