@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from covey.cli.settings import AsJson, Settings, print_json, print_rich
-from covey.errors import ConfigError, MissingInputError
+from covey.errors import ConfigError, DataError, MissingInputError
 
 if TYPE_CHECKING:
     from covey.config import RunConfig
@@ -54,6 +54,9 @@ def evaluate(
         flags.append(f"budget.eval_samples={samples}")
     config = settle(target, flags)
     config.check_data()
+    task: Any = config.task
+    if not any(task.held_out(config.budget.seed).values()):
+        raise DataError("task", "it holds out no problems", "Set task.held_share=0.1 or task.held_data=FILE.")
     found = ask(config, temperature)
     if as_json:
         print_json({"model": config.model.path, "task": config.task.kind, **found.record()})

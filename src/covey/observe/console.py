@@ -140,6 +140,10 @@ class Console:
         """Show an evaluation after `step` steps: accuracy since the first one, its 95 % interval, then every set."""
         self._mark = self._clock()
         before, self._before = self._before, self._before or dict(record)
+        if not any(name.startswith("eval/") for name in record):
+            if before is None:
+                self._print(Text("eval  no problems are held out: set task.held_share or task.held_data", style="green"))
+            return
         self._print(
             Text(f"eval  after step {step}: {describe(record, before, ascii_only=self.ascii_only)}", style="green")
         )
