@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -128,6 +128,7 @@ class CountdownScorer(Component):
         description="`binary`: correct 0 or 1 beside format -1 or 0; `ternary`: one score in -1, 0, 1; "
         "`reasoning-gym`: one score in 0.01 (no expression), 0.05 (wrong), 1",
     )
+    isolated: ClassVar[bool] = False
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -34,6 +34,7 @@ class ClosedAnswer(Component):
     """1 iff the response is the answer closed by `.` and nothing else: `19.`"""
 
     weights: ClassVar[Mapping[str, float]] = CORRECT_AND_FORMAT
+    isolated: ClassVar[bool] = False
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout; a prompt without an answer cannot be scored."""

@@ -45,6 +45,7 @@ class StringScorer(Component):
     """
 
     ternary: bool = Field(False, description="one score in -1 (no object), 0, 1 instead of correct and format")
+    isolated: ClassVar[bool] = False
     _weights: ClassVar[Mapping[bool, Mapping[str, float]]] = {
         False: CORRECT_AND_FORMAT,
         True: {"score": 1.0, "correct": 0.0},

@@ -20,6 +20,7 @@ class TinyScorer(Component):
     """
 
     weights: ClassVar[Mapping[str, float]] = CORRECT_AND_FORMAT
+    isolated: ClassVar[bool] = False
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, with facts `class` and `trace_ok` and a sentence on what is wrong."""
