@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from covey.collect.prompts import Issued, Prompts
 from covey.collect.rows import reward_names
-from covey.collect.scoring import score_groups
+from covey.collect.scoring import count_failures, score_groups
 from covey.metrics import Metric, Metrics, highest, mean, merge, total
 from covey.protocols import Reward
 from covey.random import key
@@ -105,7 +105,7 @@ def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, 
     finite = [logp for logp in logps if math.isfinite(logp)]
     out = {
         "reward/mean": mean(sum(map(sum, outcomes)), sum(map(len, outcomes))),
-        "reward/failed": mean(sum(bool(rollout.failures) for rollout in rollouts), len(rollouts)),
+        **count_failures(rollouts),
         "group/mixed": mean(sum(len(set(values)) > 1 for values in outcomes), len(groups)),
         "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in outcomes), len(groups)),
         "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in outcomes), len(groups)),

@@ -255,6 +255,8 @@ def edit_component(stage: str, assignments: Sequence[Assignment], default: Any) 
             value = plain(value)
         if isinstance(value, str):
             value = {"kind": "function", "function": value} if ":" in value else {"kind": value}
+        if isinstance(value, list):
+            value = {"kind": "mix", "rewards": value}
         if not isinstance(value, dict):
             raise ConfigError(item.key, f"the run has no {stage} of its own", f"Name one first: {stage}=KIND.")
         value = edit_options(stage, value, item)

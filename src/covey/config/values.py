@@ -239,11 +239,11 @@ class Scoring(Section):
 
     workers: int = key(2, "processes that score side by side", unit="processes", ge=1, le=256)
     timeout_s: float = key(
-        10.0, "longest time for the responses of one prompt; then the process is killed", unit="s", gt=0
+        10.0, "longest time of one call, for a response or all those of a prompt; then the process is killed", unit="s", gt=0
     )
     memory_mb: int = key(2048, "address space of a process beyond what it starts with", unit="MiB", ge=64)
     max_failed: float = key(
-        0.5, "share of unscored rollouts, over the last steps, above which the run stops", unit="", ge=0, le=1
+        0.5, "share of failed rollouts, over 3 steps, above which the run stops; None is no failure", ge=0, le=1
     )
 
 
