@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from covey.errors import DataError
@@ -37,7 +37,7 @@ class Limits:
     memory_mb: int = 2048
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far the run is: what a reward can ask for."""
 
@@ -82,8 +82,8 @@ class Isolated:
     It can be asked from any event loop and thread. A process is forked when there is work for it and stays until it fails.
     """
 
-    def __init__(self, reward: Any, limits: Limits, progress: Progress | None = None) -> None:
-        self.reward, self.limits, self.progress = reward, limits, progress or Progress()
+    def __init__(self, reward: Any, limits: Limits) -> None:
+        self.reward, self.limits, self.progress = reward, limits, Progress()
         self.weights: Mapping[str, float] = getattr(reward, "weights", {})
         self._names = tuple(self.weights) or ("reward",)
         self._nursery = Nursery(reward, limits.memory_mb)
@@ -140,7 +140,9 @@ class Isolated:
                 said.append(self._attempt(slot, job, request))
         while job.units:
             job.fail("crash: the run ended")
-        return [self._settle(*pair) for pair in zip(rollouts, map(job.scores.get, places), strict=True)], _clean("".join(said))
+        return [self._settle(*pair) for pair in zip(rollouts, map(job.scores.get, places), strict=True)], _clean(
+            "".join(said)
+        )
 
     def _settle(self, rollout: Rollout, score: Score | None) -> Score:
         """The score of a response; where it failed, what the reward's `settle` makes of that, if it has one."""
@@ -234,18 +236,44 @@ def _clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def isolate(reward: Any, limits: Limits, progress: Progress | None = None) -> Reward:
-    """The reward in processes of its own, unless its class says `isolated = False`; of a mix each member by itself."""
-    if isinstance(reward, Mix):
-        return reward.model_copy(update={"rewards": tuple(isolate(part, limits, progress) for part in reward.rewards)})
+def isolate(reward: Any, limits: Limits) -> Reward:
+    """The reward in processes of its own, unless its class says `isolated = False`; of several rewards each by itself."""
+    parts = members(reward)
+    if parts is not None:
+        apart = {name: isolate(part, limits) for name, part in parts.items()}
+        if all(apart[name] is part for name, part in parts.items()):
+            own: Reward = reward
+            return own
+        changed: Reward = _replace_members(reward, apart)
+        return changed
     if isinstance(reward, Isolated) or not getattr(reward, "isolated", True):
-        own: Reward = reward
+        own = reward
         return own
-    return Isolated(reward, limits, progress)
+    return Isolated(reward, limits)
 
 
-def close(reward: Any) -> None:
-    """End the processes of a reward, if it has any."""
-    for part in reward.rewards if isinstance(reward, Mix) else (reward,):
-        if isinstance(part, Isolated):
-            part.close()
+def members(reward: Any) -> Mapping[Any, Any] | None:
+    """The rewards that a reward of several asks, by place or name; None for a single one."""
+    if isinstance(reward, Mix):
+        return dict(enumerate(reward.rewards))
+    inner = getattr(reward, "rewards", None)
+    return inner if isinstance(inner, Mapping) and is_dataclass(reward) else None
+
+
+def _replace_members(reward: Any, parts: Mapping[Any, Any]) -> Any:
+    if isinstance(reward, Mix):
+        return reward.model_copy(update={"rewards": tuple(parts.values())})
+    return replace(reward, rewards=parts)
+
+
+def pools(reward: Any) -> list[Isolated]:
+    """The pools of processes that a reward has."""
+    if isinstance(reward, Isolated):
+        return [reward]
+    return [pool for part in (members(reward) or {}).values() for pool in pools(part)]
+
+
+def advance(reward: Any, *, step: int, steps: int) -> None:
+    """Tell rewards in processes of their own how far the run is."""
+    for pool in pools(reward):
+        pool.progress = Progress(step, steps)
