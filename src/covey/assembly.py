@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from covey.engines.world import World
 from covey.errors import ConfigError, DataError
 from covey.gradient import GradientImprover, Schedule
 from covey.protocols import Reward, Task
+from covey.rewards.pool import Limits, isolate, pools
 from covey.stages.objective import objective
 from covey.tasks.mixture import sources_of
 from covey.types import Prompt, Sampling
@@ -274,6 +276,19 @@ def _known_prompts(task: Task, seed: int) -> list[Prompt]:
 
 def _characters(prompt: Prompt) -> int:
     return sum(len(message.content) for message in prompt.messages)
+
+
+@contextmanager
+def isolated(task: Any, config: RunConfig) -> Iterator[Task]:
+    """The task, its reward in processes of its own where it asks for them; they end with the context."""
+    limits = config.scoring
+    own = task.reward
+    apart = isolate(own, Limits(workers=limits.workers, timeout_s=limits.timeout_s, memory_mb=limits.memory_mb))
+    try:
+        yield task if apart is own else Rewarded(task, apart)
+    finally:
+        for pool in pools(apart):
+            pool.close()
 
 
 def with_reward(task: Any, reward: Any) -> Task:
