@@ -14,9 +14,10 @@ from covey import saving
 from covey.assembly import Parts
 from covey.best import Best
 from covey.callbacks import Callbacks
+from covey.collect.scoring import FailureRate
 from covey.collect.rows import rows
 from covey.config import RunConfig
-from covey.errors import DataError, DivergedError
+from covey.errors import DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
 from covey.interrupt import Interrupt
 from covey.metrics import Metrics, values
@@ -25,6 +26,7 @@ from covey.observe.health import Watch
 from covey.observe.show import write_curve
 from covey.observe.sinks import JsonlSink, RunSink
 from covey.observe.trackers import Trackers
+from covey.rewards.pool import advance
 from covey.random import key
 from covey.types import Group, Request, Rollout, RolloutKey, Sampling
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 CANARY_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5}
 """Largest gap in nats between sampler and learner on the canary after a publish, at temperature 1 and above."""
 SKIPS_IN_A_ROW = 3
-"""Steps with a non-finite gradient, or without any score, one after another, after which a run stops."""
+"""Steps with a non-finite gradient, one after another, after which a run stops."""
 
 
 class Run:
@@ -70,7 +72,7 @@ class Run:
         self.ledger = JsonlSink(folder / "ledger.jsonl")
         self._resumed = False
         self._skips = 0
-        self._unscored = 0
+        self._failures = FailureRate(config.scoring.max_failed)
         self._mark = time.monotonic()
 
     @property
@@ -127,6 +129,7 @@ class Run:
     def remaining(self) -> Iterator[int]:
         """The steps that are left, until the budget ends or something asks to stop."""
         while self.step < self.config.budget.steps and not self._leaving:
+            advance(self.parts.task.reward, step=self.step, steps=self.config.budget.steps)
             self.callbacks.on_step_begin(self)
             if not self._leaving:
                 yield self.step
@@ -173,7 +176,7 @@ class Run:
         self.console.health(findings)
         self.callbacks.on_log(self, {"step": self.step, **numbers, **clocks})
         self._stop_if_diverged(numbers)
-        self._stop_if_unscored(groups)
+        self._failures.note(self.step, metrics, groups)
 
     def settle(self) -> None:
         """Evaluate and save when it is their turn."""
@@ -278,16 +281,6 @@ class Run:
                 f"Lower budget.optimizer.lr; the last checkpoint is in {self.folder / 'checkpoints'}.",
             )
 
-    def _stop_if_unscored(self, groups: Sequence[Group]) -> None:
-        """One step without a score may be an outage; several are a reward that cannot work."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self._unscored = 0 if any(rollout.rewards for rollout in rollouts) else self._unscored + 1
-        if self._unscored >= SKIPS_IN_A_ROW:
-            reason = next((text for rollout in rollouts for text in rollout.failures.values()), "no component")
-            found = f"no rollout could be scored in {SKIPS_IN_A_ROW} steps in a row ({reason:.200})"
-            raise DataError(
-                f"step {self.step}", found, "Mend the reward; the reasons stand under `failures` in rollouts/."
-            )
 
     def _canary_gap(self) -> float:
         """The largest gap between the logp that the sampler reports and the learner's, on one fixed prompt."""

@@ -24,6 +24,7 @@ READS = (
     "model.thinking",
     "task",
     "reward",
+    "scoring",
     "engines.threads",
     "engines.sampler_rows",
     "budget.seed",
@@ -99,7 +100,7 @@ def ask(config: RunConfig, temperature: float) -> Evaluation:
     """Load the model and let it answer; training temperature, top-p and top-k play no part."""
     import torch
 
-    from covey.assembly import load_policy, with_reward
+    from covey.assembly import isolated, load_policy, with_reward
     from covey.engines.probe import choose_threads
     from covey.engines.sampler import HFSampler
     from covey.evaluate.evaluate import Plan
@@ -109,16 +110,17 @@ def ask(config: RunConfig, temperature: float) -> Evaluation:
     loaded = load_policy(config)
     torch.set_num_threads(choose_threads(loaded.model, config.engines.threads))
     budget = config.budget
-    return measure(
-        HFSampler(loaded.model, tokenizer=loaded.tokenizer, max_rows=config.engines.sampler_rows),
-        with_reward(config.task, config.reward),
-        Plan(seed=budget.seed, samples=budget.eval_samples, problems=budget.eval_problems),
-        sampling=Sampling(
-            temperature, max_tokens=budget.sampling.max_tokens, stop_ids=loaded.stop_ids, stop=budget.sampling.stop
-        ),
-        render=loaded.render,
-        decode=loaded.decode,
-    )
+    with isolated(with_reward(config.task, config.reward), config) as task:
+        return measure(
+            HFSampler(loaded.model, tokenizer=loaded.tokenizer, max_rows=config.engines.sampler_rows),
+            task,
+            Plan(seed=budget.seed, samples=budget.eval_samples, problems=budget.eval_problems),
+            sampling=Sampling(
+                temperature, max_tokens=budget.sampling.max_tokens, stop_ids=loaded.stop_ids, stop=budget.sampling.stop
+            ),
+            render=loaded.render,
+            decode=loaded.decode,
+        )
 
 
 def table(found: Evaluation, model: str) -> Any:
