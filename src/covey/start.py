@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from covey import checkpoint, files, saving
-from covey.assembly import Parts, assemble, with_reward
+from covey.assembly import Parts, assemble, isolated, with_reward
 from covey.callbacks import Callback, Callbacks
 from covey.config import RunConfig, resolve
 from covey.config.changes import refuse_changes
@@ -47,11 +47,12 @@ def start(
     world = World.from_environment()
     if world.leads:
         check_free(out) if resume is None else _check_resume(config, resume)
-    parts = assemble(config, with_reward(config.task, config.reward), world)
+    task = with_reward(config.task, config.reward)
     if not world.leads:
-        parts.cluster.serve()
+        assemble(config, task, world).cluster.serve()
         raise SystemExit(0)
     with ExitStack() as stack:
+        parts = assemble(config, stack.enter_context(isolated(task, config)), world)
         stack.callback(parts.cluster.stop)
         folder = new_folder(out, config.name) if resume is None else resume
         stack.enter_context(checkpoint.active(folder))
