@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from covey.cli.settings import AsJson, ConfigFile, TaskSettings, print_json, print_rich, resolve_settings
+from covey.preflight.machine import gib
 
 if TYPE_CHECKING:
     from covey.preflight.knobs import Knob
@@ -55,11 +56,11 @@ def draw(plan: MemoryPlan, knobs: list[Knob]) -> list[Any]:
         worst = phase is plan.worst
         bar = "█" * max(1, round(BAR * phase.bytes / plan.peak))
         largest = sorted(phase.terms, key=lambda term: -term.bytes)[:3]
-        told = ", ".join(f"{term.name} {size(term.bytes)}" for term in largest)
+        told = ", ".join(f"{term.name} {gib(term.bytes)}" for term in largest)
         style = "bold" if worst else ""
         row = (
             phase.name,
-            Text(size(phase.bytes), justify="right"),
+            Text(gib(phase.bytes), justify="right"),
             Text(bar, style="yellow" if worst else "cyan"),
             told,
         )
@@ -67,13 +68,13 @@ def draw(plan: MemoryPlan, knobs: list[Knob]) -> list[Any]:
     parts: list[Any] = [table, _facts(plan), "", f"In {plan.worst.name}:"]
     reasons = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for term in sorted(plan.worst.terms, key=lambda term: -term.bytes):
-        reasons.add_row(term.name, Text(size(term.bytes), justify="right"), term.why)
+        reasons.add_row(term.name, Text(gib(term.bytes), justify="right"), term.why)
     parts.append(reasons)
     if knobs:
         options = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
         for knob in knobs:
-            saved = Text(f"-{size(knob.saved)}", justify="right")
-            options.add_row(knob.setting, saved, f"peak {size(knob.peak)}", knob.price)
+            saved = Text(f"-{gib(knob.saved)}", justify="right")
+            options.add_row(knob.setting, saved, f"peak {gib(knob.peak)}", knob.price)
         parts += ["", "Each of these alone:", options]
     return parts
 
@@ -82,7 +83,7 @@ def _facts(plan: MemoryPlan) -> str:
     facts = plan.facts
     lengths = f"prompts up to {facts['prompt_tokens']} tokens, responses {facts['response_tokens']}"
     slices = f"{facts['slices']} slices of up to {facts['slice_rows']} rows, {facts['slice_tokens']} tokens"
-    largest = "" if plan.largest is None else f"; largest tensor {size(plan.largest.bytes)}: {plan.largest}"
+    largest = "" if plan.largest is None else f"; largest tensor {gib(plan.largest.bytes)}: {plan.largest}"
     return f"{lengths}; {slices}{largest}"
 
 
@@ -90,16 +91,11 @@ def verdict(plan: MemoryPlan, turned: list[str], after: MemoryPlan) -> list[Any]
     """Whether it fits; if not, by how much not and what makes it fit."""
     free = plan.memory.available
     if free is None:
-        return ["", f"peak {size(plan.peak)}; how much memory is free this system does not say"]
+        return ["", f"peak {gib(plan.peak)}; how much memory is free this system does not say"]
     if plan.fits:
-        return ["", f"peak {size(plan.peak)} of {size(free)} free: fits"]
-    lines = ["", f"peak {size(plan.peak)}, but only {size(free)} are free: {size(plan.peak - free)} too much"]
+        return ["", f"peak {gib(plan.peak)} of {gib(free)} free: fits"]
+    lines = ["", f"peak {gib(plan.peak)}, but only {gib(free)} are free: {gib(plan.peak - free)} too much"]
     if turned:
         word = "fits with" if after.fits else "still too much, the nearest is"
-        lines.append(f"{word}: {' '.join(turned)}   (peak {size(after.peak)})")
+        lines.append(f"{word}: {' '.join(turned)}   (peak {gib(after.peak)})")
     return lines
-
-
-def size(count: int) -> str:
-    """Bytes in MiB or GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

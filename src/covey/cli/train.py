@@ -61,9 +61,13 @@ def train(
         describe(chosen, as_json)
         return
     from covey.observe.show import summary
+    from covey.preflight.shortage import check_memory, explained
     from covey.start import start
 
-    run = start(chosen, out=out, resume=folder, quiet=as_json)
+    if warning := check_memory(chosen):
+        typer.echo(warning, err=True)
+    with explained(chosen):
+        run = start(chosen, out=out, resume=folder, quiet=as_json)
     if as_json:
         print_json(summary(run.folder))
     if run.interrupted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from covey.assembly import with_reward
@@ -98,23 +99,23 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is asked about: a configuration, its model's files, the longest prompt, tokens of a response, held-out problems."""
+    """What a plan is asked about: settings, the model's files, tokens of prompt and response, held-out problems by set.
+
+    `base` is the memory of a process that has imported everything; None: this process's own.
+    """
 
     config: RunConfig
     words: Words
     prompt: int
     response: int
     problems: tuple[int, ...]
-    base: int
+    base: int | None
 
 
 def ask(
     config: RunConfig, *, prompt: int | None = None, response: int | None = None, base: int | None = None
 ) -> Question:
-    """Gather what a plan needs to know. Responses are as long as `max_tokens` unless said otherwise.
-
-    `base` is the memory of a process that has imported everything, in bytes: this process's own by default.
-    """
+    """Gather what a plan needs to know. Responses are as long as `max_tokens` unless said otherwise."""
     model = config.model
     chat = Chat(system=model.system, template_kwargs=model.chat_template_kwargs, thinking=model.thinking)
     words = open_words(model.path, chat)
@@ -127,7 +128,7 @@ def ask(
         prompt=prompt or max((len(words.render(p.messages)) for p in longest), default=1),
         response=min(response or config.budget.sampling.max_tokens, config.budget.sampling.max_tokens),
         problems=tuple(len(held) if most is None else min(most, len(held)) for _, held in rows.held),
-        base=(resident_bytes() or 0) + FIRST_USE if base is None else base,
+        base=base,
     )
 
 
@@ -147,6 +148,7 @@ class Forecast:
         """The plan of a run."""
         rehearsal = self._rehearsal(question)
         sizes = rehearsal.sizes()
+        base = question.base if question.base is not None else self._base
         shape, slices = fullest_slice(question)
         phases, largest = [], dict[str, Block | None]()
         for name, terms, block in (
@@ -157,7 +159,7 @@ class Forecast:
             self._stepping(sizes),
             self._saving(sizes),
         ):
-            alive = [*_standing(question, sizes, name), *terms]
+            alive = [*_standing(question, sizes, base, name), *terms]
             gaps = sum(term.small for term in alive)
             alive.append(
                 Term("gaps", round(GAPS * gaps), f"{GAPS:.0%} of what lies in blocks below 32 MiB, in the heap")
@@ -174,6 +176,11 @@ class Forecast:
         }
         worst = max(phases, key=lambda phase: phase.bytes)
         return MemoryPlan(tuple(phases), measure_memory(), largest[worst.name] or largest["update"], facts)
+
+    @cached_property
+    def _base(self) -> int:
+        """What this process has once everything is imported, and what libraries take when they are used."""
+        return (resident_bytes() or 0) + FIRST_USE
 
     def _rehearsal(self, question: Question) -> Rehearsal:
         model = question.config.model
@@ -256,10 +263,10 @@ class Forecast:
 Part = tuple[str, list[Term], Block | None]
 
 
-def _standing(question: Question, sizes: Sizes, phase: str) -> Iterable[Term]:
+def _standing(question: Question, sizes: Sizes, base: int, phase: str) -> Iterable[Term]:
     """What is there in a phase whatever it does."""
     config = question.config
-    yield Term("process", question.base, "Python, torch, transformers")
+    yield Term("process", base, "Python, torch, transformers")
     yield Term("weights", sizes.weights, f"{sizes.parameters / 1e6:,.1f} million parameters, {config.model.dtype}")
     if phase != "load" and "ref_logp" in config.recipe.needs() and config.model.lora is None:
         yield Term("reference", sizes.weights, "a second, frozen copy of the weights", sizes.small)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from covey.batch import Batch, Keep
 from covey.engines import experts
@@ -25,7 +26,7 @@ from covey.engines.loading import DTYPES, quiet
 from covey.engines.quantize import quantize_linear
 from covey.engines.sampler import HFSampler, Job, Wave
 from covey.engines.scorer import Scorer
-from covey.preflight.watch import Block, Traced, size_of, storages, watched
+from covey.preflight.watch import Traced, size_of, storages, watched
 from covey.types import Request, Sampling
 
 DEPTHS = (2, 4)
@@ -147,20 +148,19 @@ class Rehearsal:
 
         return self._extrapolate(run)
 
-    def _extrapolate(self, run: Any) -> Traced:
+    def _extrapolate(self, run: Callable[[int], Traced]) -> Traced:
         """A deep model of equal layers from two shallow ones; any other as it is."""
         shallow, deeper = DEPTHS
         if self.layers <= deeper or not _equal_layers(self.config):
-            return run(self.layers)  # type: ignore[no-any-return]
+            return run(self.layers)
         first, second = run(shallow), run(deeper)
         times = (self.layers - shallow) / (deeper - shallow)
 
         def along(name: str) -> int:
-            here: int = getattr(first, name)
-            return max(0, round(here + times * (getattr(second, name) - here)))
+            here, there = getattr(first, name), getattr(second, name)
+            return max(0, int(here + times * (there - here)))
 
-        largest: Block | None = second.largest
-        return Traced(along("bytes"), along("gradients"), along("small"), largest)
+        return Traced(along("bytes"), along("gradients"), along("small"), second.largest)
 
     def _model(self, depth: int) -> nn.Module:
         if depth not in self._models:
@@ -170,13 +170,37 @@ class Rehearsal:
 
 def build_hollow(config: Any, build: Build) -> nn.Module:
     """A model of a configuration whose tensors have shapes and no content, as `load_model` would make it."""
-    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+    with quiet(), torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=DTYPES[build.dtype])
-        if build.quantize is not None:
-            quantize_linear(model, build.quantize)
-        if build.lora is not None:
-            add_adapter(model, build.lora, seed=0)
+    if build.quantize is not None:
+        quantize_linear(model, build.quantize)
+    if build.lora is not None:
+        add_adapter(model, build.lora, seed=0)
+    _settle(model)
     return model
+
+
+def _settle(model: nn.Module) -> None:
+    """Move tensors without content from nowhere (`meta`) to the CPU, so that code chooses what it would choose there."""
+    mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, Tensor]()
+
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:  # tied weights stay tied
+            with mode:
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    store[name] = moved(tensor)  # type: ignore[assignment]
+        state = getattr(module, "state", None)  # of weights in 4 bits: scales, and the scales' own
+        for part in (state, getattr(state, "state2", None)):
+            for name, value in vars(part).items() if part is not None else ():
+                if isinstance(value, Tensor):
+                    setattr(part, name, moved(value))
 
 
 def shallow_config(config: Any, depth: int) -> Any:
@@ -204,7 +228,7 @@ def make_rows(shape: Shape) -> Batch:
     ids = torch.zeros(n, width, dtype=torch.long)
     ones = torch.ones(n, dtype=torch.long)
     return Batch(
-        prompts={at: (1,) * shape.prompt for at in range(shape.groups)},
+        prompts=dict.fromkeys(range(shape.groups), (1,) * shape.prompt),
         tokens=ids,
         mask=torch.ones(n, width, dtype=torch.bool),
         sampled_logp=zeros,
@@ -248,7 +272,7 @@ def mix_evenly(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tenso
     return out
 
 
-experts.ALL_EXPERTS_FUNCTIONS.register(EVEN, mix_evenly)
+ALL_EXPERTS_FUNCTIONS.register(EVEN, mix_evenly)
 
 
 def even_experts(model: nn.Module) -> AbstractContextManager[None]:

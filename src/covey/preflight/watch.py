@@ -42,20 +42,25 @@ class Traced:
     largest: Block | None = None
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are made while it is active, each storage once, until they are let go.
 
     `gaps` is how much of the heap is lost between small blocks; it decides which moment is the worst.
     """
 
     def __init__(self, given: Iterable[Tensor] = (), *, gaps: float = 0.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gaps, self.peak, self.gradients = gaps, Traced(), 0
         self._live = self._small = 0
         self._worst = 0.0
         self._largest: Block | None = None
         self._known = dict.fromkeys(storages(given), 0)
         self._graded: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to make sure of it would cost more than the watching."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note what it made."""
@@ -98,7 +103,7 @@ def watched(model: nn.Module, *, gaps: float) -> Iterator[Watch]:
     """Watch what code does with a model that has no gradients yet; `peak` of the result is what it needed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = Watch([*model.parameters(), *model.buffers()], gaps=gaps)
-    hooks = [parameter.register_post_accumulate_grad_hook(watch.note_gradient) for parameter in trained]
+    hooks = [p.register_post_accumulate_grad_hook(watch.note_gradient) for p in trained]  # type: ignore[no-untyped-call]
     try:
         with watch:
             yield watch
