@@ -49,7 +49,7 @@ def test_names_are_unique_and_have_a_meaning():
     names = [entry.name for entry in TABLE]
     assert len(set(names)) == len(names)
     for entry in TABLE:
-        assert re.fullmatch(r"(step|lr|[a-z]+/[a-z_@*]+)", entry.name), entry.name
+        assert re.fullmatch(r"(step|lr|[a-z]+/[a-z_@^*]+)", entry.name), entry.name
         assert len(entry.meaning) > 10
         assert "*" not in entry.trl or "*" in entry.name
 

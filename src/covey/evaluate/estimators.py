@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from covey.errors import ConfigError, DataError
@@ -65,6 +65,19 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
     return estimate(b - a for a, b in zip(before, after, strict=True))
 
 
+def change_interval(change: Estimate) -> tuple[float, float]:
+    """The 95 % interval of a paired change: mean +- 1.96 se, inside [-1, 1].
+
+    Where all problems change alike the standard error is 0 and says nothing of problems that were not asked; then the
+    half width is 3 / M (the rule of three: what M problems did not show has a share below 3 / M). Below two problems it
+    is (NaN, NaN).
+    """
+    if math.isnan(change.se):
+        return math.nan, math.nan
+    half = Z95 * change.se if change.se > 0 else min(1.0, 3 / change.count)
+    return max(-1.0, change.mean - half), min(1.0, change.mean + half)
+
+
 def pass_at(n: int, correct: int, k: int) -> float:
     """The chance that at least one of k samples is right: `1 - C(n-c, k) / C(n, k)`, as a product in float64.
 
@@ -94,23 +107,39 @@ def majority_at(answers: Sequence[str | None], right: Iterable[str], k: int) -> 
     """The chance that the most frequent answer of k samples is right (maj@k).
 
     `answers` are normalised; None is a sample without an answer and does not vote; `right` are the right answers.
-    Ties count by the share of the tied answers that are right; nobody votes: 0. Exact over all C(n, k) choices: for
-    a right answer a drawn j times, sum over the ways to draw every other answer at most j times, t of them j times,
-    weighted 1 / (t + 1).
+    Ties count by the share of the tied answers that are right; nobody votes: 0.
     """
-    n = len(answers)
-    _check(n, 0, k)
-    counts = Counter(answer for answer in answers if answer is not None)
-    silent = n - sum(counts.values())
-    total = math.comb(n, k)
-    value = 0.0
-    for answer in sorted(set(right) & set(counts)):
-        others = [count for other, count in counts.items() if other != answer]
-        for j in range(1, min(counts[answer], k) + 1):
-            for (drawn, ties), ways in _draws(others, j, k - j).items():
-                ways *= math.comb(counts[answer], j) * math.comb(silent, k - j - drawn)
-                value += ways / total / (ties + 1)
+    counts, known = Counter(answer for answer in answers if answer is not None), set(right)
+    return plurality_at({name: (count, count * (name in known)) for name, count in counts.items()}, len(answers), k)
+
+
+def plurality_at(answers: Mapping[str, tuple[int, int]], n: int, k: int) -> float:
+    """maj@k from counts: `answers` says of each answer how many of the n samples gave it and how many of those are right.
+
+    The winner is worth the share of its samples that are right: 0 or 1 where nothing but the answer decides. Samples
+    without an answer do not vote. Exact over all C(n, k) choices: for an answer drawn j times, sum over the ways to
+    draw every other answer at most j times, t of them j times, weighted 1 / (t + 1).
+    """
+    _check(n, sum(right for _, right in answers.values()), k)
+    counts = {name: count for name, (count, _) in answers.items()}
+    if k == n:
+        return _vote(answers)
+    total, value = math.comb(n, k), 0.0
+    for name, (count, right) in sorted(answers.items()):
+        for j in range(1, min(count, k) + 1) if right else ():
+            rivals = [other for rival, other in counts.items() if rival != name and other >= j]
+            free = n - count - sum(rivals)  # the silent, and answers that are too rare to be drawn j times
+            for (drawn, ties), ways in _draws(rivals, j, k - j).items():
+                ways *= math.comb(count, j) * math.comb(free, k - j - drawn)
+                value += right / count * (ways / total) / (ties + 1)
     return value
+
+
+def _vote(answers: Mapping[str, tuple[int, int]]) -> float:
+    """What the winner of one vote is worth, tied ones on average."""
+    most = max((count for count, _ in answers.values()), default=0)
+    tied = [right / count for count, right in answers.values() if count == most and count]
+    return math.fsum(tied) / len(tied) if tied else 0.0
 
 
 def _draws(counts: Sequence[int], most: int, room: int) -> dict[tuple[int, int], int]:

@@ -6,22 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from covey.registry import Component, component
-from covey.types import Prompt, Rollout, Score, Stop
+from covey.types import Json, Prompt, Rollout, Score, Stop
 
 CORRECT_AND_FORMAT: Mapping[str, float] = {"correct": 1.0, "format": 0.0}
 """Weights in the mixed reward: being right counts, the form alone does not."""
 
 
-def grade(name: str, detail: str, *, trace_ok: bool | None = None) -> Score:
-    """`correct` 1 for the class `correct`, `format` -1 for `malformed` and `truncated`; the class is a fact."""
+def grade(name: str, detail: str, **facts: Json) -> Score:
+    """`correct` 1 for the class `correct`, `format` -1 for `malformed` and `truncated`; the class is a fact among others.
+
+    The fact `answer` is the normalised final answer, null where there is none: majorities are counted over it.
+    """
     values = {"correct": float(name == "correct"), "format": -1.0 if name in ("malformed", "truncated") else 0.0}
-    facts = {"class": name} if trace_ok is None else {"class": name, "trace_ok": trace_ok}
-    return Score(values, facts=facts, detail=detail)
+    return Score(values, facts={"class": name, **facts}, detail=detail)
 
 
-def grade_truncated(rollout: Rollout) -> Score | None:
+def grade_truncated(rollout: Rollout, **facts: Json) -> Score | None:
     """The score of a response that its token budget ended; None for any other."""
-    return grade("truncated", "The response was cut off before it ended.") if rollout.stop == Stop.LENGTH else None
+    if rollout.stop != Stop.LENGTH:
+        return None
+    return grade("truncated", "The response was cut off before it ended.", **facts)
 
 
 def read_closed(text: str) -> str | None:
@@ -44,14 +48,14 @@ class ClosedAnswer(Component):
         return [self._score_one(prompt.answer, rollout) for rollout in rollouts]
 
     def _score_one(self, answer: str, rollout: Rollout) -> Score:
-        truncated, found = grade_truncated(rollout), read_closed(rollout.text)
+        truncated, found = grade_truncated(rollout, answer=None), read_closed(rollout.text)
         if truncated is not None:
             return truncated
         if not found:
-            return grade("malformed", "The response must be the answer closed by one full stop.")
-        return (
-            grade("correct", "Right.") if found == answer else grade("wrong", f"The answer is {answer}, not {found}.")
-        )
+            return grade("malformed", "The response must be the answer closed by one full stop.", answer=None)
+        if found == answer:
+            return grade("correct", "Right.", answer=found)
+        return grade("wrong", f"The answer is {answer}, not {found}.", answer=found)
 
 
 def collect_distinct(draw: Callable[[int], Prompt], size: int, tries: int) -> tuple[Prompt, ...]:

@@ -57,11 +57,11 @@ class StringScorer(Component):
         return self._weights[self.ternary]
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
-        """One score per rollout, with the fact `class`."""
+        """One score per rollout, with the facts `class` and `answer`."""
         return [self._score_one(prompt, rollout) for rollout in rollouts]
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> Score:
-        score = grade_truncated(rollout) or _grade(prompt, read_output(rollout.text))
+        score = grade_truncated(rollout, answer=None) or _grade(prompt, read_output(rollout.text))
         if not self.ternary:
             return score
         right = score.values["correct"]
@@ -71,9 +71,10 @@ class StringScorer(Component):
 
 def _grade(prompt: Prompt, found: str | None) -> Score:
     if found is None:
-        return grade("malformed", 'The response must end in a JSON object {"output": "..."}.')
+        return grade("malformed", 'The response must end in a JSON object {"output": "..."}.', answer=None)
     if found == prompt.answer:
-        return grade("correct", "Right.")
+        return grade("correct", "Right.", answer=found)
     if mark(found) in prompt.meta["shortcuts"]:
-        return grade("ignored", f"{found!r} is what comes out when calls are left out; it is {prompt.answer!r}.")
-    return grade("other", f"The program returns {prompt.answer!r}.")
+        detail = f"{found!r} is what comes out when calls are left out; it is {prompt.answer!r}."
+        return grade("ignored", detail, answer=found)
+    return grade("other", f"The program returns {prompt.answer!r}.", answer=found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from covey.registry import Component, component
-from covey.tasks.compose.classes import classify
+from covey.tasks.compose.classes import classify, read_answer
 from covey.tasks.compose.tiny import Program
 from covey.tasks.scoring import CORRECT_AND_FORMAT, grade
 from covey.types import Prompt, Rollout, Score, Stop
@@ -23,7 +23,7 @@ class TinyScorer(Component):
     isolated: ClassVar[bool] = False
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
-        """One score per rollout, with facts `class` and `trace_ok` and a sentence on what is wrong."""
+        """One score per rollout, with facts `class`, `trace_ok` and `answer` and a sentence on what is wrong."""
         return [score_tiny(prompt, rollout) for rollout in rollouts]
 
 
@@ -31,4 +31,5 @@ def score_tiny(prompt: Prompt, rollout: Rollout) -> Score:
     """The score of one response to a `tiny` prompt."""
     program = Program("".join(prompt.meta["functions"]), prompt.meta["input"])
     verdict = classify(program, rollout.text, truncated=rollout.stop == Stop.LENGTH)
-    return grade(verdict.name, verdict.detail, trace_ok=verdict.trace_ok)
+    answer = None if verdict.name in ("truncated", "malformed") else read_answer(rollout.text)
+    return grade(verdict.name, verdict.detail, trace_ok=verdict.trace_ok, answer=answer)
