@@ -56,8 +56,16 @@ SEMANTICS = [
     (r"\boxed{2 or 3}", "2", "wrong"),
     (r"\boxed{2\text{ or }3}", "3", "wrong"),
     (r"\boxed{2}, or perhaps \boxed{3}", "3", "wrong"),
-    (r"first I had \boxed{3}. " + "But that forgets the other root, which is larger. " * 2 + r"So \boxed{4}", "4", "correct"),
-    (r"first I had \boxed{3}. " + "But that forgets the other root, which is larger. " * 2 + r"So \boxed{4}", "3", "wrong"),
+    (
+        r"first I had \boxed{3}. " + "But that forgets the other root, which is larger. " * 2 + r"So \boxed{4}",
+        "4",
+        "correct",
+    ),
+    (
+        r"first I had \boxed{3}. " + "But that forgets the other root, which is larger. " * 2 + r"So \boxed{4}",
+        "3",
+        "wrong",
+    ),
     # equations, symbols, sets
     (r"\boxed{x=2}", "2", "correct"),
     (r"\boxed{2}", "x=2", "correct"),
@@ -112,7 +120,7 @@ def test_rows_are_refused_before_the_run() -> None:
     for answer in ("4", r"\sqrt{2}", "x^2+1"):
         reward.check(prompt(answer))
     for answer in (None, "", r"\frac{1}{"):
-        with pytest.raises(DataError, match="^prompt p/0: .*Give a number or a LaTeX formula.") as caught:
+        with pytest.raises(DataError, match=r"^prompt p/0: .*Give a number or a LaTeX formula\.") as caught:
             reward.check(prompt(answer))
         assert "\n" not in str(caught.value)
 
@@ -128,7 +136,10 @@ def test_off_the_main_thread_the_verdicts_are_the_same() -> None:
 def test_what_a_killed_check_is_worth_is_the_users_choice() -> None:
     for reason, name in (("timeout: 2 s", "timeout"), ("crash: SIGSEGV", "crash"), ("memory: ran out", "crash")):
         failed = fail(("correct",), reason)
-        left_out, wrong = MathMatch().settle(rollout(""), failed), MathMatch(on_hang="wrong").settle(rollout(""), failed)
+        left_out, wrong = (
+            MathMatch().settle(rollout(""), failed),
+            MathMatch(on_hang="wrong").settle(rollout(""), failed),
+        )
         assert (left_out.values, left_out.failures, left_out.facts) == ({}, {"correct": reason}, {"class": name})
         assert (wrong.values, wrong.failures, wrong.facts) == ({"correct": 0.0}, {}, {"class": name})
     gold = fail(("correct",), "gold: the answer '{' cannot be parsed")
@@ -169,7 +180,9 @@ def test_numbers_are_read_exactly_in_every_notation(top: int, bottom: int) -> No
     assert {read_number(t) for t in forms} == {exact}
 
 
-@pytest.mark.parametrize("text", ["", "$", "1/0", r"\frac{1}{0}", "--1", "1,23", "0,123", "٣", "50%", "1e3", "x", "1" * 501])
+@pytest.mark.parametrize(
+    "text", ["", "$", "1/0", r"\frac{1}{0}", "--1", "1,23", "0,123", "٣", "50%", "1e3", "x", "1" * 501]
+)
 def test_what_is_no_plain_number(text: str) -> None:
     assert read_number(text) is None
 
@@ -180,7 +193,7 @@ def test_reading_never_raises(text: str) -> None:
 
 
 def balanced_boxes(text: str) -> str | None:
-    """The content of the only box, by counting braces one letter at a time; for texts with exactly one box and no backslash in it."""
+    """The content of the only box of a text, by counting braces one letter at a time."""
     start = text.index("\\boxed{") + 7
     depth, out = 1, ""
     for letter in text[start:]:
@@ -197,7 +210,9 @@ def test_boxes_end_at_their_own_brace(before: str, inside: str) -> None:
     assert find_boxed(text) == balanced_boxes(text)
 
 
-@pytest.mark.parametrize("text", ["\\boxed{" * 20000, "\\boxed{}" * 20000, "{" * 10**5, "1," * 50000, "\\frac{1}{" * 20000])
+@pytest.mark.parametrize(
+    "text", ["\\boxed{" * 20000, "\\boxed{}" * 20000, "{" * 10**5, "1," * 50000, "\\frac{1}{" * 20000]
+)
 def test_reading_is_quick_on_long_texts(text: str) -> None:
     begin = time.perf_counter()
     find_boxed(text), read_number(text), nesting(text), unwrap(text), match_brace(text, 0)
@@ -225,7 +240,9 @@ def _integer(draw: random.Random) -> tuple[str, str, str]:
 def _fraction(draw: random.Random) -> tuple[str, str, str]:
     a, b, k = draw.randint(-50, 50), draw.randint(2, 40), draw.randint(1, 5)
     sign = "-" if a < 0 else ""
-    same = draw.choice([rf"{sign}\frac{{{abs(a) * k}}}{{{b * k}}}", rf"{sign}\dfrac{{{abs(a)}}}{{{b}}}", f"{a * k}/{b * k}"])
+    same = draw.choice(
+        [rf"{sign}\frac{{{abs(a) * k}}}{{{b * k}}}", rf"{sign}\dfrac{{{abs(a)}}}{{{b}}}", f"{a * k}/{b * k}"]
+    )
     return rf"{sign}\frac{{{abs(a)}}}{{{b}}}", same, rf"\frac{{{abs(a) + 1}}}{{{b + 1}}}" if a != b and a >= 0 else "7"
 
 
@@ -237,7 +254,11 @@ def _decimal(draw: random.Random) -> tuple[str, str, str]:
 
 def _root(draw: random.Random) -> tuple[str, str, str]:
     k, m = draw.randint(2, 9), draw.choice([2, 3, 5, 7])
-    return rf"{k}\sqrt{{{m}}}", draw.choice([rf"\sqrt{{{k * k * m}}}", rf"\sqrt{{{m}}}\cdot {k}"]), rf"{k}\sqrt{{{m + 4}}}"
+    return (
+        rf"{k}\sqrt{{{m}}}",
+        draw.choice([rf"\sqrt{{{k * k * m}}}", rf"\sqrt{{{m}}}\cdot {k}"]),
+        rf"{k}\sqrt{{{m + 4}}}",
+    )
 
 
 def _polynomial(draw: random.Random) -> tuple[str, str, str]:
@@ -306,7 +327,15 @@ def test_honest_answers_get_the_verdict_of_math_verify() -> None:
 
 
 def attacks() -> list[str]:
-    towers = ["9^{9^9}", "9^{9^{9^9}}", "9**9**9**9", "2^{2^{2^{2^{2^2}}}}", "(9^9)^{9^9}", "-9^{9^{9}}", r"e^{e^{e^{e^{9}}}}"]
+    towers = [
+        "9^{9^9}",
+        "9^{9^{9^9}}",
+        "9**9**9**9",
+        "2^{2^{2^{2^{2^2}}}}",
+        "(9^9)^{9^9}",
+        "-9^{9^{9}}",
+        r"e^{e^{e^{e^{9}}}}",
+    ]
     big = [
         "10000000!", "(10^6)!", "100000!!", r"\binom{10000000}{5000000}", r"\binom{10^9}{10^8}",
         r"\sum_{k=1}^{10000000} \frac{1}{k}", r"\sum_{k=1}^{10^7} k^{k}", r"\prod_{k=1}^{10^6} k",
