@@ -22,6 +22,7 @@ TEXTS = {
     "repeated": "the answer written twenty times",
     "options": "a list of all answers",
 }
+OWN = "Fine if it wants a form of its own; then score a response of that form in its tests."
 LOOK = "Read how it takes the answer from `completion`, and put this case into its tests."
 
 
@@ -49,6 +50,8 @@ def _head(audit: Audit, name: str) -> Finding:
     """Whether the reward tells right from wrong."""
     if audit.constant:
         value = next(iter((*audit.gold.values(), *audit.probes.values())))
+        if value == 0:
+            return Finding("reward", "warn", f"{name} says 0 to gold answers in {len(audit.gold)} forms as to wrong ones", OWN)
         found = f"{name} says {value:.2f} whatever the response: there is nothing to learn"
         return Finding("reward", "bad", found, "Does it read `completion`?")
     if not audit.answered:
@@ -63,8 +66,7 @@ def _head(audit: Audit, name: str) -> Finding:
         return Finding("reward", "bad", f"{found}: the sign is the wrong way round", "Higher has to be better.")
     if audit.margin <= EPSILON:
         found = f"{name} gives gold answers no more than wrong ones: {', '.join(seen)}"
-        right = "Fine if it wants a form of its own; then score a response of that form in its tests."
-        return Finding("reward", "warn", found, right)
+        return Finding("reward", "warn", found, OWN)
     forms = ", ".join(audit.scoring[:4]) + (" ..." if len(audit.scoring) > 4 else "")
     wrong = "" if audit.wrong else "; all answers are the same, so wrong ones were not asked"
     low = f", wrong ones {audit.low:.2f}" if audit.wrong else ""
