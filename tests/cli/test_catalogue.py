@@ -611,7 +611,7 @@ def test_a_reward_that_does_not_come_back_costs_its_own_score(
         "    return 1.0\n"
     )
     (tmp_path / "rows.jsonl").write_text(rows(*({"prompt": f"{n}+1="} for n in range(3))))
-    done = covey(f"{ROWS} task.held_share=0 reward=r.py:score scoring.workers=1 scoring.timeout_s=0.5 --out out")
+    done = covey(f"{ROWS} reward=r.py:score scoring.workers=1 scoring.timeout_s=0.5 --out out")
     assert done.code == 0
     assert [row["failures"] for row in rollouts(tmp_path / "out")] == [{}, {"score": reason}, {}, {}]
     assert [row["rewards"] for row in rollouts(tmp_path / "out")] == [{"score": 1.0}, {}, {"score": 1.0}, {"score": 1.0}]
