@@ -98,9 +98,16 @@ SEMANTICS = [
 @pytest.mark.parametrize(("text", "answer", "verdict"), SEMANTICS, ids=lambda v: v[:30])
 def test_verdicts(text: str, answer: str, verdict: str) -> None:
     result = score(MathMatch(), text, answer)
-    assert (result.facts, result.failures) == ({"class": verdict}, {})
+    assert (result.facts["class"], result.failures) == (verdict, {})
+    assert (result.facts["answer"] is None) == (verdict == "unparsable")
     assert result.values == {"correct": float(verdict == "correct")}
     assert result.detail == "Right." or answer in result.detail
+
+
+def test_the_answer_that_was_read_is_a_fact_for_votes() -> None:
+    texts = [r"\boxed{0.50}", r"so $\frac{1}{2}$.", r"\boxed{\text{east}}", "the answer is 2/4", r"\boxed{x+1}"]
+    found = [score(MathMatch(), text, "7").facts["answer"] for text in texts]
+    assert found == ["1/2", "1/2", "east", "1/2", "x+1"]
 
 
 @pytest.mark.parametrize("answer", ["{", r"\frac{1}{", "", "  ", "$", "(" * 100])
@@ -162,10 +169,10 @@ def test_without_math_verify_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_heavy_is_loaded_until_it_is_needed() -> None:
     code = (
         "import sys, asyncio; from covey.rewards import MathMatch; m = MathMatch();"
-        "print(m.judge(r'\\boxed{4}', '4'), m.judge('5', '1/2'), 'sympy' in sys.modules, 'math_verify' in sys.modules)"
+        "print(m.agrees(r'\\boxed{4}', '4'), m.agrees('5', '1/2'), 'sympy' in sys.modules, 'math_verify' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["correct", "wrong", "False", "False"], done.stderr
+    assert done.stdout.split() == ["True", "False", "False", "False"], done.stderr
 
 
 # Reading
@@ -311,11 +318,11 @@ def reference(gold: str, text: str) -> bool:
 
 @pytest.mark.slow
 def test_honest_answers_get_the_verdict_of_math_verify() -> None:
-    reward, total, agree, true, plain = MathMatch(), 1500, 0, 0, 0
+    reward, total, agree, true = MathMatch(), 1500, 0, 0
     odd = []
     for gold, text, right in pairs(0, total):
-        ours, theirs = reward.judge(text, gold) == "correct", reference(gold, text)
-        agree, true, plain = agree + (ours == theirs), true + (ours == right), plain
+        ours, theirs = reward.agrees(text, gold), reference(gold, text)
+        agree, true = agree + (ours == theirs), true + (ours == right)
         if ours != theirs or ours != right:
             odd.append((gold, text, right, ours, theirs))
     print(f"agreement {agree}/{total}, truth {true}/{total}", *odd[:20], sep="\n")

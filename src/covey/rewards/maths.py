@@ -41,7 +41,7 @@ class MathMatch(Match):
     The answer is what stands in the last `\boxed{...}`; boxes close to each other are one answer with several values, so
     `\boxed{1}\boxed{2}` is right only where {1, 2} is. Without a box the last `longest` characters of the response are read: a
     formula or number after "answer is", else the last one. What cannot be read is wrong. The fact `class` is `correct`,
-    `wrong`, `unparsable`, `timeout` or `crash`.
+    `wrong`, `unparsable`, `timeout` or `crash`, the fact `answer` what was read.
     """
 
     longest: int = Field(
@@ -81,19 +81,17 @@ class MathMatch(Match):
 
     def agrees(self, text: str, answer: str) -> bool:
         """Whether the verdict is `correct`. Raises ValueError if the gold answer cannot be read."""
-        return self.judge(text, answer) == "correct"
+        return self.judge(text, answer)[0] == "correct"
 
-    def judge(self, text: str, answer: str) -> Verdict:
-        """The verdict on a response. Raises ValueError if the gold answer cannot be read."""
+    def judge(self, text: str, answer: str) -> tuple[Verdict, str | None]:
+        """The verdict on a response, and the answer that was read. Raises ValueError if the gold answer cannot be read."""
         gold, boxed = read_gold(answer), find_boxed(text)
-        if boxed is not None and len(boxed) > self.longest:
-            return "unparsable"
         found = boxed if boxed is not None else text.strip()[-self.longest :]
-        if not found:
-            return "unparsable"
+        if not found or len(found) > self.longest:
+            return "unparsable", None
         verdict = compare_plainly(gold, found)
         if verdict is not None:
-            return verdict
+            return verdict, normalise(found)
         return compare_algebraically(gold, f"{BOX}{{{found}}}" if boxed is not None else found)
 
     def settle(self, rollout: Rollout, score: Score) -> Score:
@@ -111,13 +109,14 @@ class MathMatch(Match):
 
     def _compare(self, text: str, answer: str) -> Score:
         try:
-            verdict = self.judge(text, answer)
+            verdict, found = self.judge(text, answer)
         except ValueError as error:
             return fail(("correct",), f"gold: {error}")
         except Exception as error:  # a computer algebra raises what it likes on what a model wrote
             return self._settle(fail(("correct",), explain(error)))
         right = verdict == "correct"
-        return Score({"correct": float(right)}, facts={"class": verdict}, detail=_explain(verdict, answer))
+        facts = {"class": verdict, "answer": found}
+        return Score({"correct": float(right)}, facts=facts, detail=_explain(verdict, answer))
 
 
 def _explain(verdict: Verdict, answer: str) -> str:
@@ -144,8 +143,14 @@ def compare_plainly(gold: str, found: str) -> Literal["correct", "wrong"] | None
     return "wrong" if abs(left - right) > FAR else None
 
 
-def compare_algebraically(gold: str, found: str) -> Verdict:
-    """The verdict of math-verify on a text that holds an answer. Raises ValueError if the gold answer cannot be read.
+def normalise(found: str) -> str:
+    """An answer in the form in which equal numbers are equal texts."""
+    number = read_number(found)
+    return str(number) if number is not None else read_words(found)
+
+
+def compare_algebraically(gold: str, found: str) -> tuple[Verdict, str | None]:
+    """The verdict of math-verify on a text that holds an answer, and that answer. Raises ValueError for an unreadable gold.
 
     It may run for ever or fill the memory: only for processes that can be killed.
     """
@@ -155,17 +160,19 @@ def compare_algebraically(gold: str, found: str) -> Verdict:
     if not golds:
         raise ValueError(f"the answer {gold[:60]!r} cannot be parsed")
     if nesting(found) > DEEPEST:
-        return "unparsable"
+        return "unparsable", None
     answers = _parse(found)
+    said = next((normalise(answer) for answer in answers if isinstance(answer, str)), None)
     for pair in ((known, answer) for known in golds for answer in answers):
         try:
             if verify(*pair, timeout_seconds=None, raise_on_error=True):
-                return "correct"
+                return "correct", said
         except MemoryError:
             raise
         except Exception:  # two expressions that cannot be compared are not equal
             continue
-    return "wrong" if any(not isinstance(answer, str) for answer in answers) else "unparsable"
+    parsed = any(not isinstance(answer, str) for answer in answers)
+    return ("wrong", said) if parsed else ("unparsable", None)
 
 
 @lru_cache(maxsize=4096)

@@ -150,6 +150,7 @@ def load_judge(path: str, dtype: str, device: str, template: str, label: int | N
     """The model of a folder or hub id, loaded once. Raises one-line errors for what is not there or cannot serve."""
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     folder, where = find_folder(path), f"reward model {path}"
     _check_folder(folder, path, label)
@@ -161,7 +162,7 @@ def load_judge(path: str, dtype: str, device: str, template: str, label: int | N
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
             raise MissingInputError(
                 where, f"it cannot be loaded ({one_line(str(error), 200)})", "Copy it again."
             ) from None
