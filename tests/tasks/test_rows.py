@@ -240,3 +240,102 @@ def test_a_prompt_remembers_whether_it_was_text_or_messages() -> None:
         "text": False,
         "messages": True,
     }
+
+
+LEVELS = [{"id": i, "prompt": f"{i}?", "answer": "x", "level": i * 7 % 5, "name": "abcde"[i % 5]} for i in range(40)]
+
+
+def shown(task: Rows, seed: int, epoch: int, column: str) -> list[Any]:
+    return [task.train(seed, epoch * task.size + i).meta[column] for i in range(task.size)]
+
+
+def test_the_first_epoch_follows_a_column_and_later_ones_are_shuffled() -> None:
+    task = from_rows(LEVELS, held_share=0, order="level")
+    assert shown(task, 3, 0, "level") == sorted(shown(task, 3, 0, "level"))
+    assert shown(task, 3, 1, "level") != sorted(shown(task, 3, 1, "level"))
+    ids = [[task.train(seed, i).id for i in range(40)] for seed in (3, 4)]
+    assert sorted(ids[0]) == sorted(ids[1])
+    assert ids[0] != ids[1]  # rows of one level are shuffled
+    assert [task.train(3, i).id for i in reversed(range(40))] == ids[0][::-1]
+    later = [from_rows(LEVELS, held_share=0).train(3, 40 + i) for i in range(40)]
+    assert [task.train(3, 40 + i) for i in range(40)] == later
+
+
+def test_the_order_goes_down_by_text_and_in_all_epochs() -> None:
+    down = from_rows(LEVELS, held_share=0, order="-level", order_epochs="all")
+    for epoch in range(3):
+        assert shown(down, 0, epoch, "level") == sorted(shown(down, 0, epoch, "level"), reverse=True)
+    assert [down.train(0, i).id for i in range(40)] != [down.train(0, 40 + i).id for i in range(40)]
+    names = shown(from_rows(LEVELS, held_share=0, order="name"), 0, 0, "name")
+    assert names == sorted(names)
+    by_id = from_rows(LEVELS, held_share=0, order="id")
+    assert [by_id.train(0, i).id for i in range(40)] == [f"rows/{i}" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (
+            {"prompt": "a", "answer": "b"},
+            "row 1: there is no column 'level'. task.order needs it. It has: prompt, answer.",
+        ),
+        ({"prompt": "a", "answer": "b", "level": None}, "row 1: level is null"),
+        ({"prompt": "a", "answer": "b", "level": "3"}, "row 1: level is text, but a number in the first row"),
+        ({"prompt": "a", "answer": "b", "level": [3]}, "row 1: level is a list"),
+        ({"prompt": "a", "answer": "b", "level": True}, "row 1: level is a boolean"),
+    ],
+)
+def test_a_column_that_gives_no_order(row: dict[str, Any], line: str) -> None:
+    with pytest.raises(DataError) as caught:
+        from_rows([{"prompt": "z", "answer": "b", "level": 1}, row], order="level", held_share=0)
+    assert line in str(caught.value)
+
+
+def test_held_out_rows_of_their_own(tmp_path: Path) -> None:
+    data, own = write(tmp_path / "d.jsonl", ROWS[:30]), write(tmp_path / "h.jsonl", [*ROWS[40:45], *ROWS[3:5]])
+    task = Rows(data=data, held_data=own)
+    assert [prompt.id for prompt in task.held_out(0)["held_out"]] == [f"rows/q{i}" for i in (40, 41, 42, 43, 44, 3, 4)]
+    assert task.size == 28
+    assert {task.train(0, i).id for i in range(28)} == {f"rows/q{i}" for i in range(30)} - {"rows/q3", "rows/q4"}
+    assert task.notes() == (f"2 rows of {data} left out of training: their prompts are held out",)
+    assert Rows(data=data).notes() == ()
+    with pytest.raises(MissingInputError, match=r"absent.jsonl: there is no such file"):
+        Rows(data=data, held_data=str(tmp_path / "absent.jsonl")).parts()
+    with pytest.raises(DataError, match=r"h.jsonl line 1: there is no column 'prompt'"):
+        Rows(data=data, held_data=write(tmp_path / "h.jsonl", [{"q": 1}])).parts()
+
+
+def test_a_prompt_under_several_ids_is_never_on_both_sides() -> None:
+    rows = [{"id": i, "prompt": f"p{i % 25}", "answer": "x"} for i in range(100)]
+    task = from_rows(rows, held_share=0.2)
+    held = {prompt.messages for prompt in task.held_out(0)["held_out"]}
+    assert held
+    assert not held & {prompt.messages for prompt in task.parts().train}
+    count = task.parts().left_out
+    assert 0 < count == 100 - task.size - len(task.held_out(0)["held_out"])
+    assert task.notes() == (f"{count} rows of {task.data} left out of training: their prompts are held out",)
+
+
+def test_the_digest_says_what_was_read(tmp_path: Path) -> None:
+    first = from_rows(ROWS).digest
+    assert from_rows([dict(row) for row in ROWS]).digest == first
+    assert from_rows(ROWS, held_share=0.5).digest != first
+    changes: list[dict[str, Any]] = [{"prompt": "?"}, {"answer": "?"}, {"topic": "?"}, {"id": "?"}, {"more": 1}]
+    others = [from_rows([*ROWS[:-1], {**ROWS[-1], **change}]).digest for change in changes]
+    others += [from_rows(ROWS[:-1]).digest, from_rows(ROWS[::-1]).digest]
+    assert len({first, *others}) == len(changes) + 3
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from covey.tasks import rows as module
+
+    times: list[Any] = []
+    plain = module.read_split
+    monkeypatch.setattr(module, "read_split", lambda reading: times.append(reading) or plain(reading))
+    data = write(tmp_path / "d.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    task = Rows(data="d.jsonl")
+    for copy in (task, task.model_copy(update={"data": data}), task.model_copy()):
+        assert copy.train(0, 0) == task.train(0, 0)
+    assert len(times) == 1
+    assert task == Rows(data="d.jsonl")

@@ -6,6 +6,8 @@ Nothing of a data set's own code is ever run: the library refuses loading script
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +19,24 @@ from covey.hub import hub_answers
 from covey.tasks.sources import Placed, choose_split, each
 
 _BATCH = 1024
+_CONFIGURED = "One of several configurations is named as owner/name:config."
 
 
 def need(module: str, where: str) -> Any:
     """An optional library. Raises MissingInputError with the extra that brings it."""
+    need_spec(module.partition(".")[0], where)
+    return importlib.import_module(module)
+
+
+def need_spec(library: str, where: str) -> None:
+    """Whether an optional library is installed, without loading it. Raises MissingInputError with the extra that brings it."""
     try:
-        return importlib.import_module(module)
-    except ImportError:
-        found = f"needs `pip install covey[data]` ({module.partition('.')[0]})"
-        raise MissingInputError(where, found, "JSON lines and CSV are read without it.") from None
+        there = importlib.util.find_spec(library) is not None
+    except ValueError:
+        there = False
+    if not there:
+        found = f"needs `pip install covey[data]` ({library})"
+        raise MissingInputError(where, found, "JSON lines and CSV are read without it.")
 
 
 def read_parquet(path: str, file: Path, columns: Sequence[str] | None = None) -> Placed:
@@ -61,11 +72,29 @@ def read_folder(folder: Path, path: str, split: str | None) -> Placed:
 
 def read_hub(path: str, split: str | None) -> Placed:
     """The rows of `owner/name` or `owner/name:config`: from the local cache, or from the hub where it can be reached."""
-    datasets = need("datasets", path)
     name, _, config = path.partition(":")
-    with _quiet(datasets), _explained(path, "the data set"), _offline(datasets, not hub_answers()):
+    offline = not hub_answers()
+    if offline and not _is_cached(name):
+        need_spec("datasets", path)
+        raise _nowhere(path)
+    datasets = need("datasets", path)
+    with _quiet(datasets), _explained(path, "the data set"), _offline(datasets, offline):
         found = datasets.load_dataset(name, config or None)
     return _read_set(found, path, split)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether something of a hub id is on this machine; told without the library, which takes seconds to load."""
+    from huggingface_hub import constants
+
+    made = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets"))
+    copied = Path(constants.HF_HUB_CACHE)
+    return (made / name.replace("/", "___")).is_dir() or (copied / f"datasets--{name.replace('/', '--')}").is_dir()
+
+
+def _nowhere(path: str) -> MissingInputError:
+    found = "it is no file or folder here, not in the local cache, and not to be had from the hub"
+    return MissingInputError(f"data {path}", found, "Give a path, or a hub id once while online.")
 
 
 def _read_set(found: Any, path: str, split: str | None) -> Placed:
@@ -96,11 +125,10 @@ def _explained(path: str, what: str) -> Iterator[None]:
             raise MissingInputError(
                 path, f"it holds no rows ({_first(error)})", "Give JSON lines, CSV or Parquet."
             ) from None
-        found = "it is no file or folder here, not in the local cache, and not to be had from the hub"
-        raise MissingInputError(f"data {path}", found, "Give a path, or a hub id once while online.") from None
+        raise _nowhere(path) from None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise DataError(
-            path, f"{what} cannot be read ({_first(error)})", "See its splits and configurations."
+            path, f"{what} cannot be read ({_first(error)})", _CONFIGURED if what == "the data set" else ""
         ) from None
     except Exception as error:  # the library's own classes, which have no common base outside of it
         if not type(error).__module__.startswith(("datasets", "pyarrow", "huggingface_hub", "fsspec")):

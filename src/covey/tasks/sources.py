@@ -117,7 +117,7 @@ def read_list(path: str, file: Path) -> Placed:
 
 def _parse(text: bytes, where: str, right: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(where, error) from None
     except json.JSONDecodeError as error:
@@ -128,12 +128,15 @@ def _parse(text: bytes, where: str, right: str) -> Any:
         raise DataError(where, f"no JSON: {reason}", right) from None
 
 
-def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
-    return DataError(where, f"byte {error.start + 1} is not UTF-8", "Save the file as UTF-8.")
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(where, f"byte {error.start + 1} is not UTF-8", "Save the file as UTF-8.")
 
 
 def read_cells(path: str, file: Path, delimiter: str = ",") -> Placed:

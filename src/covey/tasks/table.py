@@ -9,7 +9,7 @@ import json
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from covey.errors import DataError
@@ -57,8 +57,12 @@ class Columns:
         named = [self.prompt, self.answer, self.id, *self.keep, *([self.order] if self.order else [])]
         return tuple(dict.fromkeys([*named, *(name.partition(".")[0] for name in named)]))
 
+    def travels(self, name: str) -> bool:
+        """Whether a column goes to the reward as it is."""
+        return name not in (self.prompt, self.answer, self.id) and (self.keep is None or name in self.keep)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Row:
     """One checked row. `family` is shared by rows with the same prompt that were given no id, so they stay together.
 
@@ -88,7 +92,7 @@ def check_rows(values: Iterable[tuple[str, Any]], source: str, columns: Columns)
         row = check_row(value, where, columns)
         if row.family != row.id:  # no id was given: rows of one family are told apart by their count
             counts[row.family] = counts.get(row.family, 0) + 1
-            row = replace(row, id=f"{row.family}-{counts[row.family]}")
+            row.id = f"{row.family}-{counts[row.family]}"
         if row.id in places:
             raise DataError(where, f"id {row.id!r} was used before ({places[row.id]})", "Give every row its own id.")
         if rows and isinstance(row.order, str) != isinstance(rows[0].order, str):
@@ -115,21 +119,16 @@ def check_row(value: Any, where: str, columns: Columns) -> Row:
     if answer is _ABSENT and columns.answer_needed:
         raise _absent(where, columns.answer, value, "answer_column")
     messages = check_prompt(prompt, where, columns.prompt)
-    checked = Row(
-        id="",
-        family="",
+    own = _check_id(row, where, columns.id)
+    return Row(
+        id=own or "",
+        family=own or _digest(messages),
         messages=messages,
         answer=_check_answer(None if answer is _ABSENT else answer, where, columns),
-        meta={name: item for name, item in row.items() if name not in (columns.prompt, columns.answer, columns.id)},
+        meta={name: item for name, item in row.items() if columns.travels(name)},
         conversational=not isinstance(prompt, str),
         order=None if columns.order is None else _check_order(row, where, columns.order),
     )
-    given = find(row, columns.id)
-    if given is _ABSENT or given is None:
-        return replace(checked, family=_digest(messages))
-    if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
-        raise DataError(where, f"{columns.id} is {_name(given)}", "An id is text or a whole number.")
-    return replace(checked, id=str(given), family=str(given))
 
 
 def find(row: Mapping[str, Any], name: str) -> Any:
@@ -161,7 +160,7 @@ def plain_value(value: Any, where: str, column: str) -> Any:
     except RecursionError:
         raise DataError(where, f"column '{column}' is nested too deeply", "Take the column out.") from None
     except ValueError as error:
-        right = f"Turn it into text or numbers, or leave it out: task.keep_columns without {column}."
+        right = "Turn it into text or numbers, or leave the column out: task.keep_columns names those to keep."
         raise DataError(where, f"column '{column}' holds {error}", right) from None
 
 
@@ -225,6 +224,15 @@ def _check_answer(value: Any, where: str, columns: Columns) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(where, f"{columns.answer} is {_name(value)}", "An answer is text or a number.")
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_id(row: Mapping[str, Any], where: str, name: str) -> str | None:
+    given = find(row, name)
+    if given is _ABSENT or given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+        raise DataError(where, f"{name} is {_name(given)}", "An id is text or a whole number.")
+    return str(given)
 
 
 def _check_order(row: Mapping[str, Any], where: str, name: str) -> float | str:
