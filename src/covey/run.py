@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from covey import saving
 from covey.assembly import Parts
 from covey.best import Best
 from covey.callbacks import Callbacks
+from covey.canary import Canary
 from covey.collect.scoring import FailureRate
-from covey.collect.rows import rows
 from covey.config import RunConfig
 from covey.errors import DivergedError
 from covey.evaluate.evaluate import Evaluation, Plan, evaluate
@@ -27,15 +28,12 @@ from covey.observe.show import write_curve
 from covey.observe.sinks import JsonlSink, RunSink
 from covey.observe.trackers import Trackers
 from covey.rewards.pool import advance
-from covey.random import key
-from covey.types import Group, Request, Rollout, RolloutKey, Sampling
+from covey.types import Group, Sampling
 
 if TYPE_CHECKING:
     from covey.collect.grouped import GroupedCollector
     from covey.gradient import GradientImprover
 
-CANARY_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5}
-"""Largest gap in nats between sampler and learner on the canary after a publish, at temperature 1 and above."""
 SKIPS_IN_A_ROW = 3
 """Steps with a non-finite gradient, one after another, after which a run stops."""
 
@@ -118,7 +116,7 @@ class Run:
             )
         )
         saving.forget_end(self)
-        self.publish(self.step)
+        self.canary.prove(self.step)
         self.callbacks.on_train_begin(self)
         self.callbacks.raise_failure()
         if not self._resumed:
@@ -145,16 +143,19 @@ class Run:
 
     def publish(self, version: int) -> None:
         """Give the samplers the learner's weights, and stop the run if they did not arrive."""
-        self.parts.cluster.publish(version)
-        gap = self._canary_gap()
-        config = self.config
-        allowed = CANARY_TOLERANCE[config.model.dtype] * max(1.0, 1 / config.budget.sampling.temperature)
-        if not gap <= allowed:
-            raise DivergedError(
-                f"step {version}",
-                f"sampler and learner differ by {gap:.2g} nats on the canary prompt (allowed {allowed:.2g})",
-                "The published weights did not reach the sampler, or they are not finite.",
-            )
+        self.canary.publish(version)
+
+    @cached_property
+    def canary(self) -> Canary:
+        """Checks that the samplers speak with the learner's weights."""
+        parts, budget = self.parts, self.config.budget
+        return Canary(
+            cluster=parts.cluster,
+            tokens=parts.speech.render(parts.task.train(budget.seed, 0).messages),
+            temperature=budget.sampling.temperature,
+            dtype=self.config.model.dtype,
+            max_tokens=parts.sampling.max_tokens,
+        )
 
     def report(
         self, step: int, groups: Sequence[Group], metrics: Metrics, advantages: Mapping[str, Sequence[float]]
@@ -280,25 +281,6 @@ class Run:
                 f"the gradient was not finite in {SKIPS_IN_A_ROW} steps in a row",
                 f"Lower budget.optimizer.lr; the last checkpoint is in {self.folder / 'checkpoints'}.",
             )
-
-
-    def _canary_gap(self) -> float:
-        """The largest gap between the logp that the sampler reports and the learner's, on one fixed prompt."""
-        parts, budget = self.parts, self.config.budget
-        prompt = parts.task.train(budget.seed, 0)
-        tokens = parts.speech.render(prompt.messages)
-        sampling = Sampling(budget.sampling.temperature, max_tokens=min(4, parts.sampling.max_tokens))
-        request = Request("canary", tokens, tuple(key("canary", index) for index in range(2)))
-        samples = parts.cluster.sample([request], sampling)[0]
-        rollouts = [
-            Rollout(
-                RolloutKey(prompt.id, index), (sample.turn,), sample.stop, sampling.max_tokens, rewards={"canary": 0.0}
-            )
-            for index, sample in enumerate(samples)
-        ]
-        batch = rows([Group("canary", prompt, tokens, tuple(rollouts))], {})
-        gap = (parts.cluster.forward(batch, (), sampling.temperature).logp - batch.sampled_logp)[batch.mask]
-        return float(gap.abs().max())
 
 
 def _peak_mb() -> float:
