@@ -32,7 +32,7 @@ class Fixed:
 def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
     [group] = asyncio.run(score_groups(Fixed(Score({"good": value, "form": 1.0}), Score({"good": 1.0})), [GROUP]))
     assert group.rollouts[0].rewards == {"form": 1.0}
-    assert "not finite" in group.rollouts[0].failures["good"]
+    assert group.rollouts[0].failures == {"good": f"nonfinite: the score is {value}"}
     assert group.rollouts[1].failures == {}
 
 

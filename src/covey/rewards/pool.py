@@ -49,6 +49,7 @@ class Progress:
 class Job:
     """Rollouts of a prompt that are being scored: `units` are still to do, each by one call."""
 
+    prompt: str
     names: Sequence[str]
     units: deque[list[int]]
     scores: dict[int, Score] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Job:
             return
         scores = [wire.read_score(item) for item in result["scores"]]
         if len(scores) != len(unit):
-            found = f"{len(scores)} scores for {len(unit)} rollouts"
+            found = f"{len(scores)} scores for the {len(unit)} rollouts of prompt {self.prompt}"
             raise DataError("reward", found, "Return one score per rollout, in order.")
         self.scores.update(zip(unit, scores, strict=True))
 
@@ -131,7 +132,7 @@ class Isolated:
         request = self._request(prompt, rollouts)
         together = getattr(self.reward, "together", True)
         places = range(len(rollouts))
-        job = Job(self._names, deque([list(places)] if together else [[place] for place in places]))
+        job = Job(prompt.id, self._names, deque([list(places)] if together else [[place] for place in places]))
         if not rollouts:
             return [], ""
         said: list[str] = []
