@@ -23,8 +23,11 @@ ADAPTER = "adapter_config.json"
 """The file that makes a folder an adapter's."""
 
 
-def find_folder(source: str, where: str) -> Path:
-    """The folder of a model: the package's own, a local one, or a hub id's in the local cache (filled where the hub answers)."""
+def find_folder(source: str, where: str, *, weights: bool = True) -> Path:
+    """The folder of a model: the package's own, a local one, or a hub id's in the local cache (filled where the hub answers).
+
+    Without `weights` those of a hub id are not fetched.
+    """
     folder = Path(find_model(source)).expanduser()
     if folder.is_dir():
         return folder
@@ -32,9 +35,10 @@ def find_folder(source: str, where: str) -> Path:
         raise MissingInputError(where, "there is no such folder", "Give a folder in hub format, a hub id, or 'tiny'.")
     reason = "it is no folder here, not in the local cache, and the hub does not answer"
     right = "Give a folder, 'tiny', or a hub id once while online."
+    wanted = [pattern for pattern in _FILES if weights or pattern != "*.safetensors"]
     for offline in (False, True) if _hub_answers() else (True,):
         try:
-            return Path(huggingface_hub.snapshot_download(source, allow_patterns=_FILES, local_files_only=offline))
+            return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted, local_files_only=offline))
         except (OSError, ValueError) as error:  # not there, no access, no such id: the local cache may have it
             reason, right = _explain(error) or (reason, right)
     raise MissingInputError(where, reason, right)

@@ -41,9 +41,9 @@ class Found:
 def new_task(name: str, *, model: str = DEFAULT_MODEL, data: str | None = None, home: Path = Path()) -> list[Path]:
     """Write the folder of a task; returns its files. A used folder is refused (OutputError)."""
     folder = home / name
-    if not re.fullmatch(NAME, folder.name) or folder.name in ("runs",):
+    if not name or not re.fullmatch(NAME, folder.name) or folder.name == "runs":
         right = "Use letters, digits and . _ @ -, first a letter or digit, up to 100."
-        raise ConfigError("covey new", f"{folder.name!r:.60} cannot name a task", right)
+        raise ConfigError("covey new", f"{name!r:.60} cannot name a task", right)
     check_free(folder, right="Choose another name, or train what is there: covey train {out}.")
     found = None if data is None else look_at(data)
     with files.reported(folder):

@@ -15,6 +15,7 @@ from covey.engines.chat import PLAIN, Chat, check_chat, render
 from covey.engines.folders import ADAPTER, check_config, check_folder, find_folder
 from covey.engines.peft_folder import read_stored
 from covey.errors import ConfigError
+from covey.models import find_model
 from covey.types import Message
 
 
@@ -46,10 +47,12 @@ def open_words(source: str, chat: Chat = PLAIN) -> Words:
     """Everything of a model but its weights; of a folder of adapters, its base's. Raises what loading the model would raise."""
     where = f"model {source}"
     with loading.quiet():
-        folder = find_folder(source, where)
+        folder = find_folder(source, where, weights=False)
         if (folder / ADAPTER).is_file():
-            folder = find_folder(read_stored(folder, where).base, where)
-        check_folder(folder, where)
+            source = read_stored(folder, where).base
+            folder = find_folder(source, where, weights=False)
+        if Path(find_model(source)).expanduser().is_dir():  # of a hub id the weights may still be there
+            check_folder(folder, where)
         check_config(folder, where)
         config = transformers.AutoConfig.from_pretrained(folder)
         tokenizer = loading._load_tokenizer(folder, where)
