@@ -24,6 +24,7 @@ from covey.loop import train as loop
 from covey.observe.clients import Card
 from covey.observe.console import Console, Rhythm
 from covey.observe.trackers import open_trackers
+from covey.rewards.mix import weigh
 from covey.run import Run
 from covey.tasks.mixture import fingerprint
 from covey.tasks.sources import hand_over
@@ -131,7 +132,7 @@ def train(
     """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
 
     `data` is a file, folder or hub id, an iterable of dicts with `prompt` and `answer`, or several of them by name; `reward` a
-    function `f(completion, answer)`, a kind or a value; `recipe` a name or a Recipe. All other settings are configuration keys;
+    function `f(completion, answer)`, a kind, a value or a list of them with `reward_weights`; `recipe` a name or a Recipe. All other settings are configuration keys;
     dotted ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run; rows that it
     was given in Python are given again.
     """
@@ -147,6 +148,8 @@ def train(
         return start(resolve(file=folder / "run.yaml").config, resume=folder, quiet=quiet, callbacks=callbacks)
     if data is not None:
         settings["data"] = data
+    if "reward_weights" in settings:
+        settings["reward"] = weigh(settings.get("reward"), settings.pop("reward_weights"))
     return start(
         resolve(values=settings).config, out=None if out is None else Path(out), quiet=quiet, callbacks=callbacks
     )

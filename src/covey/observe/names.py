@@ -27,6 +27,11 @@ TABLE: tuple[Name, ...] = (
     ),
     Name("reward/*", "reward", "mean of one reward component", "rewards/*/mean"),
     Name("reward/failed", "share", "rollouts that could not be scored"),
+    Name(
+        "reward/failed_*",
+        "rollouts",
+        "those of them by type: timeout, crash, memory, exception, length, nonfinite, type, size, none, other",
+    ),
     Name("group/mixed", "share", "groups whose rewards differ: the ones with a signal"),
     Name("group/all_right", "share", "groups in which every rollout is right"),
     Name("group/all_wrong", "share", "groups in which no rollout is right"),
