@@ -29,11 +29,11 @@ from covey.types import Message, Request, Sample, Sampling
 
 torch.set_num_threads(1)
 SMALL = {
-    "budget.prompts_per_step": 6,
+    "budget.prompts_per_step": 4,
     "budget.samples_per_prompt": 4,
     "budget.eval_problems": 1,
     "budget.eval_samples": 1,
-    "budget.sampling.max_tokens": 12,
+    "budget.sampling.max_tokens": 20,
     "budget.optimizer.lr": 1e-6,
     "budget.checkpoint_every": None,
 }
