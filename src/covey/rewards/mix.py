@@ -100,3 +100,10 @@ def _join(names: Sequence[Mapping[str, str]], scores: Sequence[Score]) -> Score:
     if values:
         failures = {name: reason for name, reason in failures.items() if type_of(reason) != "none"}
     return Score(values, failures, facts, "\n".join(score.detail for score in scores if score.detail))
+
+
+def weigh(rewards: Any, weights: Any) -> Mix:
+    """The mix of a list of rewards with these weights, in order or by name of a component."""
+    if rewards is None:
+        raise ConfigError("reward_weights", "there are no rewards to weigh", "Give reward=[f, g].")
+    return Mix(rewards=rewards, weights=weights)
