@@ -219,8 +219,8 @@ def test_a_run_ends_when_no_better_evaluation_comes_and_goes_on_with_more_patien
     assert (run / "metrics.jsonl").read_bytes() == before  # it has nothing left to do
     covey("train", "--resume", "early", "budget.best.patience=4", cwd=home)
     assert json.loads((run / "end.json").read_text())["step"] == 4
-    covey("train", "--resume", "early", "budget.best=null", "steps=5", cwd=home)
-    assert json.loads((run / "end.json").read_text()) == {"outcome": "done", "reason": "", "step": 5}
+    covey("train", "--resume", "early", "budget.best=null", cwd=home)
+    assert json.loads((run / "end.json").read_text()) == {"outcome": "done", "reason": "", "step": 9}
 
 
 @pytest.mark.slow
