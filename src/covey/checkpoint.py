@@ -106,9 +106,9 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
             state.write_model(folder / "model")
             if files.begin("write"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        files.write_bytes(folder / "optimizer.safetensors", _tensor_bytes(state.optimizer))
+        _write_tensors(folder / "optimizer.safetensors", state.optimizer)
         if state.reference:
-            files.write_bytes(folder / "reference.safetensors", _tensor_bytes(state.reference))
+            _write_tensors(folder / "reference.safetensors", state.reference)
         text = json.dumps({"format": FORMAT, "step": step, "record": state.record}, indent=1, allow_nan=False)
         files.write_bytes(folder / "state.json", text.encode())
 
@@ -117,10 +117,15 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
     return target
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    from safetensors.torch import save as to_bytes
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors straight from their memory: as bytes they would be there two more times."""
+    from safetensors.torch import save_file
 
-    return bytes(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    with foreign_errors(path):
+        files.begin("open")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        if files.begin("write"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
