@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covey.errors import ConfigError, MissingInputError
+from covey.errors import ConfigError, MissingInputError, did_you_mean
 
 if TYPE_CHECKING:
     from covey.config import RunConfig
@@ -95,8 +95,10 @@ def resolve_target(target: Target, flags: Sequence[str] = ()) -> RunConfig:
     return resolve([*flags, f"model.path={target.model}"], file=target.run / "run.yaml").config
 
 
-def check_flags(flags: Sequence[str], named: str, reads: Sequence[str], what: str) -> None:
-    """Refuse settings that the command does not read, and another model than the named one."""
+def check_flags(
+    flags: Sequence[str], named: str, reads: Sequence[str], what: str, *, short: Sequence[str] = ()
+) -> None:
+    """Refuse settings that the command does not read (`short`: other names of such), and another model than the named one."""
     from covey.config.layers import parse_flag
 
     for flag in flags:
@@ -105,7 +107,9 @@ def check_flags(flags: Sequence[str], named: str, reads: Sequence[str], what: st
         if path == "model.path":
             raise ConfigError(item.key, f"the model is {named} already", "Leave it out.")
         if not any(path == key or path.startswith(f"{key}.") for key in reads):
-            raise ConfigError(item.key, f"{what} does not read it", f"It reads: {', '.join(reads)}.")
+            near = did_you_mean(item.key, {*reads, *(key.rpartition(".")[2] for key in reads), *short})
+            hint = near if near.startswith("Did") else ""
+            raise ConfigError(item.key, f"{what} does not read it", f"{hint} It reads: {', '.join([*short, *reads])}.")
 
 
 def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from covey import __version__
-from covey.cli import check, config, doctor, evaluate, explain, new, plan, recipes, sft, show, train
+from covey.cli import chat, check, config, doctor, evaluate, explain, new, plan, recipes, sft, show, train
 from covey.errors import EXIT_CODES, CoveyError, StorageError
 
 _LINES = [f"{code:>5}  {meaning:<38}" for code, meaning in EXIT_CODES.items()]
@@ -58,17 +58,31 @@ def covey(
         typer.echo(context.get_help())
 
 
-class _BareResume(TyperCommand):
-    """`--resume` may stand without a value: then it means the newest run of the task that is named."""
+class _Bare(TyperCommand):
+    """An option of this command may stand without a value, which then is empty."""
+
+    option = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give a bare `--resume` the empty value."""
+        """Give the bare option the empty value."""
         following = [*args[1:], "-"]
         bare = [
-            word == "--resume" and (after[:1] == "-" or "=" in after)
+            word == self.option and (after[:1] == "-" or "=" in after)
             for word, after in zip(args, following, strict=True)
         ]
-        return super().parse_args(ctx, ["--resume=" if flag else word for word, flag in zip(args, bare, strict=True)])
+        return super().parse_args(ctx, [f"{word}=" if flag else word for word, flag in zip(args, bare, strict=True)])
+
+
+class _BareResume(_Bare):
+    """`--resume` by itself means the newest run of the task that is named."""
+
+    option = "--resume"
+
+
+class _BareProblem(_Bare):
+    """`--problem` by itself means the main set."""
+
+    option = "--problem"
 
 
 def _add(
@@ -93,6 +107,7 @@ _add(
     cls=_BareResume,
 )
 _add("eval", evaluate.evaluate, example="covey eval runs/first-1 --samples 32 budget.eval_problems=50")
+_add("chat", chat.chat, example="covey chat runs/first-1 temperature=0.7", cls=_BareProblem)
 _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models/warm steps=500 lr=2e-3")
 _add("show", show.show, example="covey show runs/first-1 --json")
 _add("explain", explain.explain, example="covey explain no-signal")
