@@ -98,7 +98,7 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
     torch.set_num_threads(threads)
     verify(loaded.model, loaded.tokenizer)
     sampling = config.budget.sampling.with_stop_ids(loaded.stop_ids)
-    speech = Speech(loaded.render, loaded.decode)
+    speech = Speech(loaded.render, loaded.decode, loaded.think)
     _fits(task, config, loaded)
     numbers = [(value.numel(), value.requires_grad) for value in loaded.model.parameters()]
     parameters, trained = sum(n for n, _ in numbers), sum(n for n, wanted in numbers if wanted)

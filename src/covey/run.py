@@ -222,6 +222,7 @@ class Run:
             sampling=sampling,
             render=parts.speech.render,
             decode=parts.speech.decode,
+            think=parts.speech.think,
         )
         self.evaluated = self.step
         record = found.record()

@@ -84,7 +84,8 @@ class Rollout:
 
     `rewards` holds a number per component; a component that could not be scored is absent there and stands in `failures`
     with its reason. `facts` are per-rollout labels for metrics (failure class, format_ok), `detail` is feedback text.
-    `limit` is the token budget that the rollout had.
+    `limit` is the token budget that the rollout had. Of a model that thinks, `text` is what follows the thought and `thought`
+    what stands inside it.
     """
 
     key: RolloutKey
@@ -96,6 +97,7 @@ class Rollout:
     failures: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Json] = field(default_factory=dict)
     detail: str = ""
+    thought: str = ""
 
     @property
     def length(self) -> int:

@@ -74,6 +74,7 @@ def ask(config: RunConfig, manner: Manner) -> Evaluation:
             ),
             render=loaded.render,
             decode=loaded.decode,
+            think=loaded.think,
         )
     if manner.table is not None:
         write_table(manner.table, found.tallies, trace_origin(config, manner, found.main_set))

@@ -20,10 +20,11 @@ Draw = Callable[[Sequence[Request], Sampling], list[list[Sample]]]
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """The model's language: messages to prompt ids, response ids to text (the stop token left out)."""
+    """The model's language: messages to prompt ids, response ids to text (the stop token left out) and to thought."""
 
     render: Callable[[Sequence[Message]], tuple[int, ...]]
     decode: Callable[[Sequence[int]], str]
+    think: Callable[[Sequence[int]], str] = lambda tokens: ""
 
 
 class GroupedCollector:
@@ -86,6 +87,7 @@ class GroupedCollector:
                 stop=sample.stop,
                 limit=self.sampling.max_tokens,
                 text=self.speech.decode(sample.turn.tokens),
+                thought=self.speech.think(sample.turn.tokens),
             )
             for index, sample in enumerate(samples)
         )

@@ -18,7 +18,7 @@ from covey.collect.scoring import score_groups
 from covey.errors import ConfigError, did_you_mean
 from covey.evaluate.estimators import Estimate, all_at, estimate, pass_at, plurality_at, powers_of_two
 from covey.evaluate.table import Tally
-from covey.types import Group, Message, Prompt, Request, Rollout, RolloutKey, Sample, Sampling, Stop
+from covey.types import Group, Message, Prompt, Request, Rollout, RolloutKey, Sampling, Stop
 
 if TYPE_CHECKING:
     from covey.protocols import Sampler, Task
@@ -130,22 +130,35 @@ class Evaluation:
         return flat
 
 
+def no_thought(tokens: tuple[int, ...]) -> str:
+    """The thought of a model that does not think."""
+    return ""
+
+
 def evaluate(
-    sampler: Sampler, task: Task, plan: Plan, *, sampling: Sampling, render: Render, decode: Decode
+    sampler: Sampler,
+    task: Task,
+    plan: Plan,
+    *,
+    sampling: Sampling,
+    render: Render,
+    decode: Decode,
+    think: Decode = no_thought,
 ) -> Evaluation:
     """Sample the held-out problems of a task, score them with the task's reward and count.
 
-    `render` turns messages into prompt tokens, `decode` response tokens into text. A rollout is right if its reward
-    component `correct` is 1 (without such a component: if the first one is at least 1 - 1e-9); one that could not
-    be scored counts as wrong and is counted apart. A set without problems has no row; a problem of several sets is
-    asked once.
+    `render` turns messages into prompt tokens, `decode` response tokens into text and `think` into the thought. A
+    rollout is right if its reward component `correct` is 1 (without such a component: if the first one is at least
+    1 - 1e-9); one that could not be scored counts as wrong and is counted apart. A set without problems has no row; a
+    problem of several sets is asked once.
     """
     plan.check(sampling)
     groups: dict[str, tuple[Group, ...]] = {}
     known: dict[str, Group] = {}
     for name, prompts in plan.choose(task.held_out(plan.seed)).items():
         new = [prompt for prompt in prompts if prompt.id not in known or known[prompt.id].prompt != prompt]
-        asked = _sample(sampler, new, plan, sampling=sampling, render=render, decode=decode)
+        drawn = _sample(sampler, new, plan, sampling=sampling, render=render)
+        asked = [_speak(group, decode, think) for group in drawn]
         known |= {group.id: group for group in _wait(score_groups(task.reward, asked))}
         groups[name] = tuple(known[prompt.id] for prompt in prompts)
     tallies = tuple(tally for name, members in groups.items() for tally in tabulate(members, name))
@@ -244,7 +257,7 @@ def _majorities(tallies: Sequence[Tally], ks: Sequence[int]) -> dict[int, Estima
 
 
 def _sample(
-    sampler: Sampler, prompts: Sequence[Prompt], plan: Plan, *, sampling: Sampling, render: Render, decode: Decode
+    sampler: Sampler, prompts: Sequence[Prompt], plan: Plan, *, sampling: Sampling, render: Render
 ) -> list[Group]:
     indices = range(plan.first, plan.first + plan.samples)
     requests = [
@@ -254,15 +267,17 @@ def _sample(
     groups = []
     for prompt, request, samples in zip(prompts, requests, sampler.sample(requests, sampling), strict=True):
         rollouts = tuple(
-            _rollout(RolloutKey(prompt.id, index), sample, sampling.max_tokens, decode)
+            Rollout(RolloutKey(prompt.id, index), (sample.turn,), sample.stop, sampling.max_tokens)
             for index, sample in zip(indices, samples, strict=True)
         )
         groups.append(Group(prompt.id, prompt, request.tokens, rollouts))
     return groups
 
 
-def _rollout(key: RolloutKey, sample: Sample, limit: int, decode: Decode) -> Rollout:
-    return Rollout(key, (sample.turn,), sample.stop, limit, text=decode(sample.turn.tokens))
+def _speak(group: Group, decode: Decode, think: Decode) -> Group:
+    """The group with the text and the thought of its rollouts."""
+    spoken = [(rollout, rollout.turns[0].tokens) for rollout in group.rollouts]
+    return group.with_(rollouts=tuple(r.with_(text=decode(ids), thought=think(ids)) for r, ids in spoken))
 
 
 def _wait(work: Coroutine[Any, Any, Out]) -> Out:
