@@ -44,7 +44,6 @@ def start(
     """
     called = Callbacks(callbacks)
     config.check_data()
-    config = anchor(config)
     world = World.from_environment()
     if world.leads:
         check_free(out) if resume is None else _check_resume(config, resume)
@@ -102,7 +101,7 @@ def _describe(run: Run, finding: BatchFinding) -> None:
     """Write what the run is (`run.yaml`) and what its bytes depend on (`machine.json`); say where a promise does not hold."""
     if not finding.exact:
         run.console.note(str(finding))
-    files.write_atomic(run.folder / "run.yaml", run.config.write_yaml().encode())
+    files.write_atomic(run.folder / "run.yaml", anchor(run.config).write_yaml().encode())
     parts = run.parts
     facts = {
         **describe_machine(parts.threads, parts.world.size),
