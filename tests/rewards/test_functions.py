@@ -154,7 +154,7 @@ def test_a_function_cannot_change_the_prompt() -> None:
     assert given.meta["tags"] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["completoin", "answers", "promptt"])
+@pytest.mark.parametrize("name", ["completoin", "answers", "promptt", "completion_s"])
 def test_near_misses_of_a_parameter_are_errors(name: str) -> None:
     space: dict[str, Any] = {}
     exec(f"def f({name}): return 1.0", space)

@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(without a text)"
-    return one_line(f"exception: {type(error).__name__}: {text}")
+    return one_line(f"exception: {type(error).__name__}" + (f": {text}" if text else ""))
 
 
 def one_line(text: str, most: int = 500) -> str:

@@ -97,8 +97,9 @@ def _join(names: Sequence[Mapping[str, str]], scores: Sequence[Score]) -> Score:
         values |= {new.get(name, name): value for name, value in score.values.items()}
         failures |= {new.get(name, name): reason for name, reason in score.failures.items()}
         facts |= score.facts
-    if values:
-        failures = {name: reason for name, reason in failures.items() if type_of(reason) != "none"}
+    real = {name: reason for name, reason in failures.items() if type_of(reason) != "none"}
+    if values or real:
+        failures = real
     return Score(values, failures, facts, "\n".join(score.detail for score in scores if score.detail))
 
 

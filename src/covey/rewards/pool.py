@@ -1,4 +1,4 @@
-"""Rewards in processes that can be killed: limits on the time of a call and on memory, a typed failure for all that goes wrong."""
+"""Rewards in processes that can be killed: limits on time and memory, and a typed failure for all that goes wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from covey.errors import DataError
-from covey.protocols import Reward
 from covey.rewards import wire
 from covey.rewards.failures import fail
 from covey.rewards.functions import FunctionReward
@@ -237,19 +236,14 @@ def _clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def isolate(reward: Any, limits: Limits) -> Reward:
+def isolate(reward: Any, limits: Limits) -> Any:
     """The reward in processes of its own, unless its class says `isolated = False`; of several rewards each by itself."""
     parts = members(reward)
     if parts is not None:
         apart = {name: isolate(part, limits) for name, part in parts.items()}
-        if all(apart[name] is part for name, part in parts.items()):
-            own: Reward = reward
-            return own
-        changed: Reward = _replace_members(reward, apart)
-        return changed
+        return reward if all(apart[name] is parts[name] for name in parts) else _replace_members(reward, apart)
     if isinstance(reward, Isolated) or not getattr(reward, "isolated", True):
-        own = reward
-        return own
+        return reward
     return Isolated(reward, limits)
 
 

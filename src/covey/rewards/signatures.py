@@ -7,6 +7,7 @@ Three forms: `f(completion, answer)` scores one response, `f(prompts, completion
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -110,13 +111,11 @@ def _find_form(parameters: Mapping[str, inspect.Parameter], where: str) -> Form:
 
 
 def _refuse_near_misses(signature: Signature, where: str) -> None:
-    known = {"response": ONE, "group": (*MANY, "answer"), "solution": SOLUTION}[signature.form]
-    if signature.form == "response" and "completion" not in signature.parameters:
-        known = (*ONE, "completions")
+    known = {"response": ONE, "group": MANY, "solution": SOLUTION}[signature.form]
     for name, parameter in signature.parameters.items():
-        near = did_you_mean(name, known)
-        if name not in known and _required(parameter) and near.startswith("Did"):
-            raise ConfigError(where, f"unknown parameter '{name}'", near)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near and name not in known and _required(parameter):
+            raise ConfigError(where, f"unknown parameter '{name}'", f"Did you mean '{near[0]}'?")
 
 
 def _required(parameter: inspect.Parameter) -> bool:

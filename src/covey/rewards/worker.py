@@ -92,6 +92,9 @@ def serve(channel: socket.socket, reward: Any) -> NoReturn:
     """Fork workers on demand and bury them, until the channel ends; then everything that is left is killed."""
     children: set[int] = set()
     try:
+        control_process(
+            PARENT_DEATH_SIGNAL, 0
+        )  # from here on the channel tells the end of the run, which leaves time to clean up
         control_process(SUBREAPER, 1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -110,10 +113,9 @@ def serve(channel: socket.socket, reward: Any) -> NoReturn:
                 children.add(answer["pid"])
             channel.sendall(wire.pack(answer))
     finally:
-        for child in children:
+        for child in list(children):
             with suppress(OSError):
-                os.killpg(child, signal.SIGKILL)
-        kill_orphans(set())
+                bury(child, children)
         os._exit(0)
 
 
@@ -142,16 +144,21 @@ def bury(pid: int, others: set[int]) -> int:
 
 
 def kill_orphans(workers: set[int]) -> None:
-    """What a dead worker left behind, even in sessions of its own, is now a child of the nursery."""
+    """What a dead worker left behind, even in sessions of its own, is now a child of the nursery; so is what that leaves."""
+    while orphans := list_children() - workers:
+        for orphan in orphans:
+            with suppress(OSError):
+                os.kill(orphan, signal.SIGKILL)
+                os.waitpid(orphan, 0)
+
+
+def list_children() -> set[int]:
+    """The processes whose parent this one is, where the system tells."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = {int(word) for word in file.read().split()}
+            return {int(word) for word in file.read().split()}
     except OSError:
-        return
-    for orphan in children - workers:
-        with suppress(OSError):
-            os.kill(orphan, signal.SIGKILL)
-            os.waitpid(orphan, 0)
+        return set()
 
 
 def fork_worker(channel: socket.socket, reward: Any, ends: Sequence[int], request: Mapping[str, Any]) -> int:
@@ -214,7 +221,7 @@ class Worker:
             result["scores"] = [wire.write_score(score) for score in scores]
             return wire.pack_result(result, number)
         except ScoringError as error:
-            reason = str(error)
+            result["raised"], reason = True, str(error)
         except CoveyError as error:
             return wire.pack({"error": describe(error)}, number)
         except BaseException as error:  # whatever the reward raises is data about these rollouts
