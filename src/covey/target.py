@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +119,17 @@ def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
     for word in words or ():
         (flags if "=" in word and not Path(word).expanduser().exists() else names).append(word)
     return names, flags
+
+
+def portable(value: Any) -> Any:
+    """Plain data without the folders of this machine: of an absolute path only its last part."""
+    if isinstance(value, Mapping):
+        return {name: portable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~/")) and value.count("/") > 1:
+        return Path(value).name or value
+    return value
 
 
 def plain_setting(config: RunConfig, key: str) -> Any:

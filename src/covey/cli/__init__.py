@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from covey import __version__
-from covey.cli import chat, check, config, doctor, evaluate, explain, new, plan, recipes, sft, show, train
+from covey.cli import chat, check, config, doctor, evaluate, explain, export, new, plan, recipes, sft, show, train
 from covey.errors import EXIT_CODES, CoveyError, StorageError
 
 _LINES = [f"{code:>5}  {meaning:<38}" for code, meaning in EXIT_CODES.items()]
@@ -108,6 +108,7 @@ _add(
 )
 _add("eval", evaluate.evaluate, example="covey eval runs/first-1 --samples 32 budget.eval_problems=50")
 _add("chat", chat.chat, example="covey chat runs/first-1 temperature=0.7", cls=_BareProblem)
+_add("export", export.export, example="covey export runs/first-1 --out my-model --merge --dtype bfloat16")
 _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models/warm steps=500 lr=2e-3")
 _add("show", show.show, example="covey show runs/first-1 --json")
 _add("explain", explain.explain, example="covey explain no-signal")

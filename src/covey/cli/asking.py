@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covey.errors import ConfigError, DataError, OutputError
+from covey.target import portable
 
 if TYPE_CHECKING:
     from covey.config import RunConfig
@@ -144,15 +145,6 @@ def trace_origin(config: RunConfig, manner: Manner, main_set: str | None) -> Ori
     server = config.engines.server
     weights = digest_weights(config.model.path) if server is None else f"{server.url} {server.model}"
     return Origin(model=config.model.path, weights=weights, asked=json.loads(json.dumps(asked)), main_set=main_set)
-
-
-def portable(value: Any) -> Any:
-    """Plain data without the folders of this machine: of a path only its last part."""
-    if isinstance(value, dict):
-        return {name: portable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [portable(item) for item in value]
-    return Path(value).name if isinstance(value, str) and os.sep in value and Path(value).exists() else value
 
 
 def digest_weights(source: str) -> str:
