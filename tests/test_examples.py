@@ -20,4 +20,4 @@ def test_it_runs(example: Path, tmp_path: Path) -> None:
         [sys.executable, str(example)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "runs").glob("*/model/config.json"))
+    assert list((tmp_path / "runs").glob("*/model/*config.json"))
