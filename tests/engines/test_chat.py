@@ -80,7 +80,7 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
     ],
 )
 def test_a_variable_that_nobody_reads_is_refused(tmp_path: Path, template: str | None, name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match="model.chat_template_kwargs") as caught:
+    with pytest.raises(ConfigError, match=r"model.chat_template_kwargs") as caught:
         load(tmp_path, template, template_kwargs={name: False})
     assert text in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_without_tags_nothing_is_a_thought(tmp_path: Path) -> None:
 
 
 def test_two_equal_tags_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model.thinking: .*Give two different tags"):
+    with pytest.raises(ConfigError, match=r"model.thinking: .*Give two different tags"):
         load(tmp_path, TEMPLATE, thinking=("<s>", "<s>"))
 
 
