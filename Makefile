@@ -32,6 +32,7 @@ docs: $(VENV)/.dev  ## write the generated pages and build the site, strictly, i
 bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementation in the same run
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.memory
 
 # torch first and pinned: a later requirement would otherwise pull a build with gigabytes of GPU libraries.
 $(VENV)/.core: pyproject.toml constraints.txt

@@ -137,7 +137,7 @@ def test_deep_models_are_read_off_two_shallow_ones(recompute: bool) -> None:
     raw = config(num_hidden_layers=9)
     options = {"outputs": (), "temperature": 1.0, "recompute": recompute, "again": True}
     quick, slow = Rehearsal(raw, Build()), Rehearsal(raw, Build())
-    slow._extrapolate = lambda run: run(9)  # type: ignore[method-assign]
+    slow._extrapolate = lambda run, depths=(): run(9)  # type: ignore[method-assign]
     assert quick.update(SHAPE, **options).bytes == pytest.approx(slow.update(SHAPE, **options).bytes, rel=0.02)
     sampling = Sampling(max_tokens=SHAPE.response)
     assert quick.sample(SHAPE, sampling).bytes == pytest.approx(slow.sample(SHAPE, sampling).bytes, rel=0.02)
@@ -257,7 +257,7 @@ def test_knobs_are_turned_until_the_run_fits(forecast: Forecast, monkeypatch: py
     monkeypatch.setattr(planning, "measure_memory", lambda: Memory(GIB, free))
     plan = forecast.answer(QUESTION)
     assert plan.fits is False
-    turned, after = turn_until_fits(forecast, QUESTION, plan)
+    turned, after = turn_until_fits(forecast, QUESTION, plan, turn_knobs(forecast, QUESTION, plan))
     assert turned
     assert after.peak < plan.peak
     assert after.fits == (after.peak <= free)

@@ -36,7 +36,9 @@ def plan(
     forecast = Forecast()
     found = forecast.answer(question)
     options = turn_knobs(forecast, question, found) if knobs else []
-    turned, after = turn_until_fits(forecast, question, found) if knobs and found.fits is False else ([], found)
+    turned, after = (
+        turn_until_fits(forecast, question, found, options) if options and found.fits is False else ([], found)
+    )
     if as_json:
         cure = {"settings": turned, "peak_bytes": after.peak, "fits": after.fits} if turned else None
         print_json({**found.plain(), "knobs": [knob.plain() for knob in options], "cure": cure})

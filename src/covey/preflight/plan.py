@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,8 +19,10 @@ from covey.preflight.words import Words, open_words
 from covey.stages.objective import outputs
 from covey.types import Sampling
 
-GAPS = 0.2
+GAPS = 0.1
 """Share of the bytes in small blocks (below 32 MiB) that the C library's heap takes on top, in gaps between living blocks."""
+HOLES = 15
+"""Holes of the size of the largest small block that come to be in the heap while blocks of many sizes come and go."""
 FIRST_USE = 40 << 20
 """What libraries take when they are first used, beyond what they take when they are imported."""
 BATCH = 150
@@ -34,12 +36,13 @@ PROMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One reason for memory. `small` is its part in blocks below 32 MiB."""
+    """One reason for memory. `small` is its part in blocks below 32 MiB, `block` the largest of those that come and go."""
 
     name: str
     bytes: int
     why: str
     small: int = 0
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,7 @@ class Forecast:
         build = rehearsal.build
         found = self._once((build, shape, drawn), lambda: rehearsal.sample(shape, drawn))
         why = f"keys, values, logits and noise of {rows} rows of up to {question.prompt + question.response} tokens"
-        wave = Term("wave", found.bytes, why, found.small)
+        wave = Term("wave", found.bytes, why, found.small, found.block)
         return phase, [wave, _rollouts(question, kept)], found.largest
 
     def _updating(self, question: Question, rehearsal: Rehearsal, shape: Shape, slices: int) -> Part:
@@ -244,7 +247,7 @@ class Forecast:
             Term("batch", batch, f"{kept} rows x {question.response} tokens as tensors", batch),
             _rollouts(question, kept),
         ]
-        terms[1] = replace(terms[1], small=found.small)
+        terms[1] = replace(terms[1], small=found.small, block=found.block)
         return "update", terms, found.largest
 
     def _stepping(self, sizes: Sizes) -> Part:
@@ -268,10 +271,28 @@ def _standing(question: Question, sizes: Sizes, base: int, phase: str) -> Iterab
     config = question.config
     yield Term("process", base, "Python, torch, transformers")
     yield Term("weights", sizes.weights, f"{sizes.parameters / 1e6:,.1f} million parameters, {config.model.dtype}")
-    if phase != "load" and "ref_logp" in config.recipe.needs() and config.model.lora is None:
-        yield Term("reference", sizes.weights, "a second, frozen copy of the weights", sizes.small)
+    if phase != "load" and "ref_logp" in config.recipe.needs():
+        yield from _reference(config, sizes)
     if phase in ("evaluate", "step", "save") or (phase != "load" and config.budget.optimizer_steps > 1):
         yield Term("moments", 2 * sizes.trained, "two numbers per trained parameter", 2 * sizes.small)
+
+
+def _reference(config: RunConfig, sizes: Sizes) -> Iterable[Term]:
+    """A copy of what is trained; fresh adapters are switched off instead, unless the reference moves."""
+    moves = config.recipe.reference.kind != "initial"
+    if config.model.lora is None:
+        yield Term("reference", sizes.weights, "a second, frozen copy of the weights", sizes.small)
+    elif moves:
+        yield Term("reference", sizes.trained, "a second, frozen copy of the adapters", sizes.small)
+    if moves and getattr(config.recipe.reference, "mix", 1.0) < 1 and config.model.dtype == "bfloat16":
+        yield Term("exact", 2 * sizes.trained, "the reference in float32: small moves are lost in bfloat16")
+
+
+def _gaps(alive: Sequence[Term]) -> Term:
+    """What the heap takes beyond living blocks."""
+    small, block = sum(term.small for term in alive), max(term.block for term in alive)
+    why = f"the heap: {GAPS:.0%} of what lies in blocks below 32 MiB, and {HOLES} holes of the largest of them"
+    return Term("gaps", round(GAPS * small + HOLES * block), why)
 
 
 def _rollouts(question: Question, kept: int) -> Term:

@@ -30,7 +30,9 @@ from covey.preflight.watch import Traced, size_of, storages, watched
 from covey.types import Request, Sampling
 
 DEPTHS = (2, 4)
-"""Layers of the two small models from which a deep one is extrapolated: equal layers add equal bytes."""
+"""Layers of the two small models from which a deep one's gradient is extrapolated: equal layers add equal bytes."""
+SAMPLED = (2, 3)
+"""The same for sampling, where no layer keeps anything but its part of the cache."""
 EVEN = "covey_even"
 """The name of experts that share a batch evenly: a model without content cannot route."""
 
@@ -118,17 +120,6 @@ class Rehearsal:
 
         return self._extrapolate(run)
 
-    def score(self, shape: Shape, *, temperature: float) -> Traced:
-        """A forward of one slice without gradient."""
-
-        def run(depth: int) -> Traced:
-            scorer, rows = Scorer(self._model(depth)), make_rows(shape)
-            with torch.no_grad(), even_experts(scorer.model), watched(scorer.model, gaps=self.gaps) as watch:
-                scorer(rows, temperature=temperature)
-                return watch.peak
-
-        return self._extrapolate(run)
-
     def sample(self, shape: Shape, sampling: Sampling) -> Traced:
         """One wave: prompts into the cache, then the draw and the forward of the last token."""
 
@@ -146,11 +137,11 @@ class Rehearsal:
                 choose(logits, wave.keys, 0, sampling)
                 return watch.peak
 
-        return self._extrapolate(run)
+        return self._extrapolate(run, SAMPLED)
 
-    def _extrapolate(self, run: Callable[[int], Traced]) -> Traced:
+    def _extrapolate(self, run: Callable[[int], Traced], depths: tuple[int, int] = DEPTHS) -> Traced:
         """A deep model of equal layers from two shallow ones; any other as it is."""
-        shallow, deeper = DEPTHS
+        shallow, deeper = depths
         if self.layers <= deeper or not _equal_layers(self.config):
             return run(self.layers)
         first, second = run(shallow), run(deeper)
@@ -160,7 +151,7 @@ class Rehearsal:
             here, there = getattr(first, name), getattr(second, name)
             return max(0, int(here + times * (there - here)))
 
-        return Traced(along("bytes"), along("gradients"), along("small"), second.largest)
+        return Traced(along("bytes"), along("gradients"), along("small"), second.block, second.largest)
 
     def _model(self, depth: int) -> nn.Module:
         if depth not in self._models:

@@ -33,12 +33,14 @@ class Block:
 class Traced:
     """What a piece of code needs at its worst moment, beyond the tensors that were there before.
 
-    `gradients` is the part of `bytes` that is gradients of parameters, `small` the part in blocks below 32 MiB.
+    `gradients` is the part of `bytes` that is gradients of parameters, `small` the part in blocks below 32 MiB, `block` the
+    largest of those.
     """
 
     bytes: int = 0
     gradients: int = 0
     small: int = 0
+    block: int = 0
     largest: Block | None = None
 
 
@@ -51,7 +53,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, given: Iterable[Tensor] = (), *, gaps: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.gaps, self.peak, self.gradients = gaps, Traced(), 0
-        self._live = self._small = 0
+        self._live = self._small = self._block = 0
         self._worst = 0.0
         self._largest: Block | None = None
         self._known = dict.fromkeys(storages(given), 0)
@@ -78,13 +80,15 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[storage._cdata] = count
         weakref.finalize(storage, self._forget, storage._cdata)
         self._live += count
-        self._small += count if count < MAPPED else 0
+        if count < MAPPED:
+            self._small += count
+            self._block = max(self._block, count)
         if self._largest is None or count > self._largest.bytes:
             self._largest = Block(count, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name)
         worst = self._live + self.gaps * self._small
         if worst > self._worst:
             self._worst = worst
-            self.peak = Traced(self._live, self.gradients, self._small, self._largest)
+            self.peak = Traced(self._live, self.gradients, self._small, self._block, self._largest)
 
     def _forget(self, key: int) -> None:
         count = self._known.pop(key, 0)
