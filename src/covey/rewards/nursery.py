@@ -205,7 +205,7 @@ class WorkerHandle:
         self._channel.setblocking(False)
         os.set_blocking(output, False)
         self._alive = open_pid(pid)
-        self._said, self._dropped = bytearray(), 0
+        self._said, self._dropped, self._pending = bytearray(), 0, memoryview(b"")
 
     @property
     def ended(self) -> bool:
@@ -233,16 +233,13 @@ class WorkerHandle:
         """
         self._said.clear()
         self._dropped = 0
-        pending = memoryview(wire.pack(request, number))
+        self._pending = memoryview(wire.pack(request, number))
         incoming = bytearray()
         for _ in request["units"]:
-            deadline = time.monotonic() + limit_s
             try:
-                while (result := wire.unpack(incoming, number, 2 * wire.LONGEST_RESULT)) is None:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return f"timeout: no score within {limit_s:g} s"
-                    pending = self._exchange(pending, incoming, left)
+                result = self._await(incoming, number, time.monotonic() + limit_s)
+            except TimeoutError:
+                return f"timeout: no score within {limit_s:g} s"
             except wire.GarbledError:
                 return "crash: it wrote to the channel of its results"
             except EOFError as error:
@@ -252,10 +249,20 @@ class WorkerHandle:
         self.drain()
         return None
 
-    def _exchange(self, pending: memoryview, incoming: bytearray, left_s: float) -> memoryview:
-        """Send what can be sent, read what has come; what is still to send. Raises EOFError when the worker is gone."""
+    def _await(self, incoming: bytearray, number: bytes, deadline: float) -> dict[str, Any]:
+        """The next result. Raises TimeoutError, GarbledError, or EOFError when the worker is gone."""
+        while (result := wire.unpack(incoming, number, 2 * wire.LONGEST_RESULT)) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._exchange(incoming, left)
+        found: dict[str, Any] = result
+        return found
+
+    def _exchange(self, incoming: bytearray, left_s: float) -> None:
+        """Send what can be sent, read what has come. Raises EOFError when the worker is gone."""
         poll = select.poll()
-        poll.register(self._channel, select.POLLIN | (select.POLLOUT if pending else 0))
+        poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._pending else 0))
         if self._output >= 0:
             poll.register(self._output, select.POLLIN)
         if self._alive is not None:
@@ -266,14 +273,13 @@ class WorkerHandle:
         state = events.get(self._channel.fileno(), 0)
         if state & select.POLLOUT:
             with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-                pending = pending[self._channel.send(pending) :]
+                self._pending = self._pending[self._channel.send(self._pending) :]
         if state & (select.POLLIN | select.POLLHUP | select.POLLERR) and self._receive(incoming):
-            return pending
+            return
         if self._alive in events:
             raise EOFError
         if state & (select.POLLHUP | select.POLLERR):
             self._wait_for_end()
-        return pending
 
     def _receive(self, incoming: bytearray) -> bool:
         try:
