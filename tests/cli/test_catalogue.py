@@ -114,20 +114,68 @@ CONFIG = {
 }
 
 DATA = {
-    "missing file": Mistake(ROWS, 66, ["rows.jsonl: there is no such file", "Give a file of JSON lines."]),
+    "missing file": Mistake(ROWS, 66, ["rows.jsonl: there is no such file", "Give a file of rows (.jsonl, "]),
+    "missing file (of a hub id)": Mistake(
+        f"{ONE_STEP} data=nobody/nothing", 66, ["data nobody/nothing", "not in the local cache", "Give a path"]
+    ),
+    "missing file (of evaluation)": Mistake(
+        f"{ONE_STEP} data=rows.jsonl task.held_data=held.jsonl",
+        66,
+        ["held.jsonl: there is no such file"],
+        data(rows(ROW)),
+    ),
+    "missing file (of several)": Mistake(
+        f"{ONE_STEP} 'data=[rows.jsonl, more.csv]'",
+        66,
+        ["more.csv: there is no such file"],
+        data(rows(ROW, {**ROW, "prompt": "2+2="})),
+    ),
+    "missing file (of a known format)": Mistake(
+        f"{ONE_STEP} data=rows.txt",
+        65,
+        ["rows.txt: its ending '.txt' names no format", "Known: .jsonl"],
+        {"rows.txt": "a"},
+    ),
     "empty": Mistake(ROWS, 65, ["rows.jsonl: it holds no rows", "Give at least one row."], data("\n\n")),
     # There is no filter on rows; the split is what can leave nothing to train on.
     "0 rows after filter": Mistake(
         f"{ONE_STEP} data=rows.jsonl",
         65,
-        ["task.held_share: one prompt cannot be split", "held_share=0"],
+        ["task.held_share: the one prompt of rows.jsonl cannot be split", "held_share=0"],
         data(rows(ROW)),
     ),
     "missing column": Mistake(
         ROWS,
         65,
-        ["rows.jsonl line 2: there is no column 'prompt'", "It has: question, answer."],
+        [
+            "rows.jsonl line 2: there is no column 'prompt'",
+            "It has: question, answer. Perhaps task.prompt_column=question.",
+        ],
         data(rows(ROW, {"question": "?", "answer": "2"})),
+    ),
+    "missing column (that decides on the order)": Mistake(
+        f"{ROWS} task.order=level",
+        65,
+        ["rows.jsonl line 1: there is no column 'level'", "task.order needs it"],
+        data(rows(ROW)),
+    ),
+    "missing column (a source that is not there)": Mistake(
+        f"{ONE_STEP} 'data=[rows.jsonl, more.csv]' task.weights.rosw=2",
+        2,
+        ["task.weights.rosw: there is no such source", "Did you mean 'rows'?"],
+        data(rows(ROW)),
+    ),
+    "broken JSONL (and tables)": Mistake(
+        f"{ONE_STEP} data=rows.csv",
+        65,
+        ["rows.csv line 3: 3 cells, but the header names 2", "Quote cells"],
+        {"rows.csv": "prompt,answer\n1+1=,2\n1,2,3\n"},
+    ),
+    "0 rows after filter (two of them)": Mistake(
+        f"{ROWS.replace('held_share=0', 'held_share=0.5')} task.held_split=test",
+        2,
+        ["task.held_share: held_split says already what is held out", "Give one of them."],
+        data(rows(ROW)),
     ),
     "null prompts": Mistake(
         ROWS, 65, ["line 2: prompt is null", "Give text"], data(rows(ROW, {**ROW, "prompt": None}))
@@ -614,7 +662,12 @@ def test_a_reward_that_does_not_come_back_costs_its_own_score(
     done = covey(f"{ROWS} reward=r.py:score scoring.workers=1 scoring.timeout_s=0.5 --out out")
     assert done.code == 0
     assert [row["failures"] for row in rollouts(tmp_path / "out")] == [{}, {"score": reason}, {}, {}]
-    assert [row["rewards"] for row in rollouts(tmp_path / "out")] == [{"score": 1.0}, {}, {"score": 1.0}, {"score": 1.0}]
+    assert [row["rewards"] for row in rollouts(tmp_path / "out")] == [
+        {"score": 1.0},
+        {},
+        {"score": 1.0},
+        {"score": 1.0},
+    ]
     (step,) = [row for row in metrics(tmp_path / "out") if "loss/value" in row]
     assert (step["reward/failed"], step[f"reward/failed_{reason.partition(':')[0]}"]) == (0.25, 1.0)
 

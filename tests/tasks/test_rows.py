@@ -87,7 +87,7 @@ def test_shares_and_limits() -> None:
     assert len(from_rows(ROWS, held_share=0.9, held_max=7).held_out(0)["held_out"]) == 7
     assert len(from_rows(ROWS[:2]).held_out(0)["held_out"]) == 1
     assert from_rows(ROWS[:2], held_share=0.99).size == 1
-    with pytest.raises(DataError, match="one prompt cannot be split"):
+    with pytest.raises(DataError, match=r"the one prompt of python:\w+ cannot be split"):
         from_rows(ROWS[:1])
 
 

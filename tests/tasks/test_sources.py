@@ -268,7 +268,7 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     before = datasets.config.HF_HUB_OFFLINE
     assert Rows(data="owner/name:small").digest == from_rows(ROWS).digest
     assert asked == [("owner/name", "small", True)]
-    assert datasets.config.HF_HUB_OFFLINE == before
+    assert before == datasets.config.HF_HUB_OFFLINE
 
     def fail(name: str, config: str | None) -> Any:
         raise ValueError("BuilderConfig 'big' not found. Available: ['small']\nmore")
@@ -320,6 +320,9 @@ def test_what_data_says_for_values_from_python() -> None:
     assert hand_over(None) == (None, [])
     assert hand_over(Path("a/b.jsonl")) == ("a/b.jsonl", [])
     assert hand_over(["a.csv", Path("b.csv")]) == (["a.csv", "b.csv"], [])
+    for wrong in ({"prompt": "a", "answer": "b"}, {"id": 3}):
+        with pytest.raises(DataError, match=r"data: one object with .* or sources by name"):
+            hand_over(wrong)
     said, (kept,) = hand_over({"mine": ROWS, "file": "x.jsonl"})
     assert said == {"mine": kept.handle, "file": "x.jsonl"}
 

@@ -217,7 +217,7 @@ def read_split(reading: Reading) -> Split:
     columns = reading.columns
     rows = check_rows(read(reading.data, split=reading.split, columns=columns.wanted), reading.data, columns)
     if reading.held_data is None and reading.held_split is None:
-        train, held = split_rows(rows, reading.share, reading.most)
+        train, held = split_rows(rows, reading)
     else:
         other, only = reading.held_data or reading.data, replace(columns, order=None)
         train, held = rows, check_rows(read(other, split=reading.held_split, columns=only.wanted), other, only)
@@ -242,20 +242,21 @@ def rank(values: Sequence[Any]) -> array[int]:
     return array("q", [places[value] for value in values])
 
 
-def split_rows(rows: Sequence[Row], share: float, most: int) -> tuple[list[Row], list[Row]]:
-    """Keep for evaluation the rows whose id hashes below `share`, at most `most`, in the order of their hashes.
+def split_rows(rows: Sequence[Row], reading: Reading) -> tuple[list[Row], list[Row]]:
+    """Keep for evaluation the rows whose id hashes below the share, at most the most, in the order of their hashes.
 
     With a share above 0 at least one family of rows is kept and at least one is left for training. Raises DataError if
     that cannot be done.
     """
-    if share == 0:
+    if reading.share == 0:
         return list(rows), []
     ranks = {family: key("rows-held", family) for family in dict.fromkeys(row.family for row in rows)}
     order = sorted(ranks, key=lambda family: ranks[family])
     if len(order) == 1:
-        raise DataError("task.held_share", "one prompt cannot be split", "Give more rows or held_share=0.")
-    low = [family for family in order if ranks[family] < share * 2**64]
-    chosen = _fill(low[: len(order) - 1] or order[:1], rows, most)
+        found = f"the one prompt of {reading.data} cannot be split"
+        raise DataError("task.held_share", found, "Give more rows or held_share=0.")
+    low = [family for family in order if ranks[family] < reading.share * 2**64]
+    chosen = _fill(low[: len(order) - 1] or order[:1], rows, reading.most)
     held = [row for row in rows if row.family in chosen]
     return [row for row in rows if row.family not in chosen], sorted(held, key=lambda row: ranks[row.family])
 

@@ -102,7 +102,10 @@ def read_lines(path: str, file: Path | None = None) -> Placed:
     """The values of a file of JSON lines; blank lines are skipped. Raises DataError if it is not UTF-8 or a line is no JSON."""
     for number, line in enumerate(_lines(path, file or Path(path)), start=1):
         if line.strip():
-            yield f"{path} line {number}", _parse(line, f"{path} line {number}", "Write one object per line.")
+            yield (
+                f"{path} line {number}",
+                _parse(line.rstrip(b"\r\n"), f"{path} line {number}", "Write one object per line."),
+            )
 
 
 def read_list(path: str, file: Path) -> Placed:
@@ -244,6 +247,9 @@ def hand_over(data: Any) -> tuple[Any, list[Given]]:
     if not isinstance(data, Mapping) or _is_split(data):
         given = give(data)
         return given.handle, [given]
+    if "prompt" in data or not all(isinstance(part, str | Path | Component | Iterable) for part in data.values()):
+        found = f"one object with {', '.join(map(str, data)) or 'nothing'}"
+        raise DataError("data", found, "Give a list of objects, one per row, or sources by name: {NAME: rows}.")
     parts = {str(name): hand_over(part) for name, part in data.items()}
     return {name: part for name, (part, _) in parts.items()}, [given for _, kept in parts.values() for given in kept]
 
