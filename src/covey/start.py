@@ -43,7 +43,7 @@ def start(
     Under torchrun every rank calls it; the other ranks serve rank 0 and leave with SystemExit when it is done.
     """
     called = Callbacks(callbacks)
-    config.check_data()
+    config.check_training()
     world = World.from_environment()
     if world.leads:
         check_free(out) if resume is None else _check_resume(config, resume)
@@ -130,10 +130,10 @@ def train(
 ) -> Run:
     """Train from Python: `covey.train(model="tiny", data=rows, reward=f, recipe=NAME, steps=100)`.
 
-    `data` is a file, folder or hub id, an iterable of dicts with `prompt` and `answer`, or several of them by name; `reward` a
-    function `f(completion, answer)`, a kind, a value or a list of them with `reward_weights`; `recipe` a name or a Recipe. All other settings are configuration keys;
-    dotted ones are given as `**{"budget.optimizer.lr": 1e-3}`. With `resume` the settings are those of that run; rows that it
-    was given in Python are given again.
+    `data` is a file, folder or hub id, an iterable of dicts with `prompt` and `answer`, or several of them by name;
+    `reward` a function `f(completion, answer)`, a kind, a value or a list of them with `reward_weights`; `recipe` a name or
+    a Recipe. All other settings are configuration keys; dotted ones are given as `**{"budget.optimizer.lr": 1e-3}`. With
+    `resume` the settings are those of that run; rows that it was given in Python are given again.
     """
     data, _rows = hand_over(data)
     if resume is not None:

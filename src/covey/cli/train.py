@@ -55,7 +55,7 @@ def train(
         folder, flags = find_run(resume, settings)
         chosen = settle_resume(folder, flags)
         tell_changes(resume or (settings or [""])[0], folder, chosen)
-    chosen.check_data()
+    chosen.check_training()
     check_free(out)
     if dry_run:
         describe(chosen, as_json)

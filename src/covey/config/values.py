@@ -315,6 +315,13 @@ class RunConfig(Value):
         except ValidationError as error:
             raise explain_value(error) from None
 
+    def check_training(self) -> None:
+        """Refuse what only an evaluation can use, then check the data: mistakes show before a model is loaded."""
+        if self.engines.server is not None:
+            found = "training gives its sampler new weights after every step, and a server takes none"
+            raise ConfigError("engines.server", found, "Leave it out; `covey eval` can ask one.")
+        self.check_data()
+
     def check_data(self) -> None:
         """Ask each source for its first prompt, the reward whether it can read it, and the trackers whether they can start.
 
