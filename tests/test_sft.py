@@ -160,18 +160,22 @@ def test_training_learns_the_rows(folder: Path, rows: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "where", "found"),
     [
-        ("{", ":2", "not JSON"),
-        ("[1]", ":2", "JSON list"),
-        ('{"prompt": "a"}', ":2", "no `response` (found: prompt)"),
-        ('{"response": "a"}', ":2", "found: response"),
-        ('{"prompt": "a", "messages": [], "response": "b"}', ":2", "one of `prompt` and `messages`"),
-        ('{"prompt": 3, "response": "b"}', ":2 prompt", "3"),
-        ('{"prompt": "a", "response": ""}', ":2 response", "''"),
-        ('{"prompt": "a", "response": null}', ":2 response", "None"),
-        ('{"messages": [], "response": "b"}', ":2 messages", "[]"),
-        ('{"messages": [{"role": "robot", "content": "a"}], "response": "b"}', "messages[0].role", "'robot'"),
-        ('{"messages": [{"role": "user"}], "response": "b"}', "messages[0]", "{'role': 'user'}"),
-        ('{"messages": [{"role": "assistant", "content": "a"}], "response": "b"}', "messages", "the last message"),
+        ("{", " line 2", "no JSON"),
+        ("[1]", " line 2", "a list"),
+        ('{"prompt": "a"}', " line 2", "no `response` (found: prompt)"),
+        ('{"response": "a"}', " line 2", "found: response"),
+        ('{"prompt": "a", "messages": [], "response": "b"}', " line 2", "one of `prompt` and `messages`"),
+        ('{"prompt": 3, "response": "b"}', " line 2", "prompt is a number"),
+        ('{"prompt": "a", "response": ""}', " line 2 response", "''"),
+        ('{"prompt": "a", "response": null}', " line 2", "no `response` (found: prompt)"),
+        ('{"messages": [], "response": "b"}', " line 2", "messages is an empty list"),
+        (
+            '{"messages": [{"role": "robot", "content": "a"}], "response": "b"}',
+            " line 2",
+            "messages[0] has role 'robot'",
+        ),
+        ('{"messages": [{"role": "user"}], "response": "b"}', " line 2", "messages[0] has keys role"),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "response": "b"}', " line 2", "the last message"),
     ],
 )
 def test_a_bad_row_is_one_line_with_its_number(tmp_path: Path, line: str, where: str, found: str) -> None:
@@ -185,7 +189,7 @@ def test_a_bad_row_is_one_line_with_its_number(tmp_path: Path, line: str, where:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="cannot be read"):
+    with pytest.raises(MissingInputError, match="there is no such file"):
         read_lessons(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="no rows"):
@@ -193,6 +197,15 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_lessons(tmp_path / "latin.jsonl")
+
+
+def test_rows_of_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('prompt,response\n"1+1=",2\n')
+    (tmp_path / "d.json").write_text('[{"prompt": "1+1=", "messages": null, "response": "2"}]')
+    found = [read_lessons(tmp_path / name) for name in ("d.csv", "d.json")]
+    assert [[(p.messages[0].content, response) for p, response in lessons] for lessons in found] == [
+        [("1+1=", "2")]
+    ] * 2
 
 
 def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ whole step, so slices only add up and how they are cut cannot change the gradien
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from covey.errors import ConfigError, DataError, DivergedError, MissingInputError
+from covey.errors import ConfigError, DataError, DivergedError
 from covey.files import Appender, reported, write_atomic, write_folder
 from covey.folder import check_free
 from covey.models import find_model
 from covey.random import key, permutation
 from covey.registry import Value, explain, plain
-from covey.types import Message, Prompt
+from covey.tasks.sources import read
+from covey.tasks.table import check_prompt, plain_value
+from covey.types import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 Lesson = tuple[Prompt, str]
 """What is asked and the response to imitate, without its end token."""
 Report = Callable[[dict[str, float]], None]
-ROLES = ("system", "user", "assistant", "tool")
 SMALL_WIDTH = 512
 """Models up to this hidden size run on one thread: more threads cost more than they bring."""
 
@@ -67,7 +67,7 @@ class SftConfig(SftPlan):
 
     model: str = Field(description="folder of a transformers causal language model, or the name of an embedded one")
     data: str = Field(
-        description="JSONL file; each row holds `prompt` (text) or `messages` (chat), and `response` (text)"
+        description="rows, as for covey train; each holds `prompt` (text or messages) or `messages`, and `response` (text)"
     )
     out: str = Field(description="new folder for run.yaml, metrics.jsonl and model/")
 
@@ -86,7 +86,7 @@ class Example:
 
 
 def run(config: SftConfig | None = None, **options: Any) -> Path:
-    """Fine-tune a model on a JSONL file; returns the folder of the new model (`OUT/model`).
+    """Fine-tune a model on rows; returns the folder of the new model (`OUT/model`).
 
     Give a config or its fields. Rows are visited in an order drawn anew for every pass over the file. Writes `run.yaml`,
     `metrics.jsonl` (one object per step, the same for the same seed) and `model/`, a plain transformers folder.
@@ -130,60 +130,28 @@ def configure(options: dict[str, Any]) -> SftConfig:
 
 
 def read_lessons(path: Path) -> list[Lesson]:
-    """The rows of a JSONL file; every mistake names the file and the line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line separators may stand inside a text
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), f"byte {error.start} is not UTF-8", "Save the file as UTF-8.") from None
-    except OSError as error:
-        raise MissingInputError(str(path), f"cannot be read ({error.strerror})", "Give a JSONL file.") from None
-    lessons = [read_row(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    """The rows of a file, folder or hub id; every mistake names the file and the line."""
+    lessons = [read_row(row, where) for where, row in read(str(path))]
     if not lessons:
         raise DataError(str(path), "no rows", 'Each line is an object such as {"prompt": "1+1=", "response": "2"}.')
     return lessons
 
 
-def read_row(line: str, where: str) -> Lesson:
-    """One line of JSONL as what is asked and the response to imitate."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            where, f"not JSON ({error.msg} at column {error.colno})", "Write one object per line."
-        ) from None
-    if not isinstance(row, dict):
-        raise DataError(where, f"a JSON {type(row).__name__}", "Write one object per line.")
-    seen = ", ".join(sorted(map(str, row))) or "nothing"
-    if "response" not in row:
+def read_row(row: Any, where: str) -> Lesson:
+    """One row as what is asked and the response to imitate; a column that is null is absent."""
+    if not isinstance(row, Mapping):
+        raise DataError(where, f"a {type(row).__name__}", "A row is an object.")
+    given = {str(name): plain_value(value, where, str(name)) for name, value in row.items() if value is not None}
+    seen = ", ".join(sorted(given)) or "nothing"
+    if "response" not in given:
         raise DataError(where, f"no `response` (found: {seen})", "Give the text to learn under `response`.")
-    response = row["response"]
+    response = given["response"]
     if not isinstance(response, str) or not response:
         raise DataError(f"{where} response", f"{response!r:.60}", "Give a text that is not empty.")
-    if ("prompt" in row) == ("messages" in row):
+    if ("prompt" in given) == ("messages" in given):
         raise DataError(where, f"one of `prompt` and `messages` is wanted (found: {seen})", "Give exactly one of them.")
-    if "prompt" in row:
-        if not isinstance(row["prompt"], str):
-            raise DataError(f"{where} prompt", f"{row['prompt']!r:.60}", "Give a text.")
-        messages: tuple[Message, ...] = (Message("user", row["prompt"]),)
-    else:
-        messages = read_messages(row["messages"], f"{where} messages")
-    return Prompt(where, messages, None, "sft"), response
-
-
-def read_messages(value: Any, where: str) -> tuple[Message, ...]:
-    """A chat up to the turn that is to be learnt."""
-    if not isinstance(value, list) or not value:
-        raise DataError(where, f"{value!r:.60}", 'Give a list such as [{"role": "user", "content": "1+1="}].')
-    messages = []
-    for place, item in enumerate(value):
-        if not isinstance(item, dict) or not isinstance(item.get("content"), str):
-            raise DataError(f"{where}[{place}]", f"{item!r:.60}", "Give an object with the texts `role` and `content`.")
-        if item.get("role") not in ROLES:
-            raise DataError(f"{where}[{place}].role", f"{item.get('role')!r}", f"Known: {', '.join(ROLES)}.")
-        messages.append(Message(item["role"], item["content"]))
-    if messages[-1].role == "assistant":
-        raise DataError(where, "the last message is the assistant's", "Move its text to `response`.")
-    return tuple(messages)
+    name = "prompt" if "prompt" in given else "messages"
+    return Prompt(where, check_prompt(given[name], where, name), None, "sft"), response
 
 
 def load(name: str) -> tuple[Any, Any]:
