@@ -1,11 +1,12 @@
 # `make run` and `make test` are all the set-up there is: each makes its own environment in .venv first.
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test check types format docs bench clean
+.PHONY: run test check types format docs bench interchange clean
 
 run: $(VENV)/.core  ## teach the embedded model by reinforcement learning (a few minutes)
 	$(BIN)/covey train $(ARGS)
@@ -34,6 +35,16 @@ bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementatio
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
 
+interchange: $(VENV)/.dev $(VLLM)/.ready  ## folders of covey load in transformers, peft and vLLM, and say the same
+	COVEY_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/interchange -ra $(ARGS)
+
+# What vLLM pulls for pictures and sound is built for another torch and would break its import; texts do not need it.
+$(VLLM)/.ready: tests/interchange/vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 # torch first and pinned: a later requirement would otherwise pull a build with gigabytes of GPU libraries.
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,4 +57,4 @@ $(VENV)/.dev: $(VENV)/.core
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -181,7 +181,7 @@ def check_push(repository: str, target: Target, *, merge: bool) -> str:
     """The token to push with. A push that cannot succeed is refused here, before anything is written."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     from covey.hub import hub_answers
 

@@ -13,10 +13,12 @@ from covey.errors import ConfigError, DataError
 from covey.evaluate.estimators import (
     all_at,
     average_at,
+    change_interval,
     estimate,
     majority_at,
     paired,
     pass_at,
+    plurality_at,
     powers_of_two,
 )
 
@@ -173,3 +175,63 @@ def test_a_paired_change_is_surer_than_two_means():
 
 def test_powers_of_two():
     assert [powers_of_two(n) for n in (0, 1, 7, 8)] == [(), (1,), (1, 2, 4), (1, 2, 4, 8)]
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), min_size=1, max_size=7), st.data())
+def test_a_plurality_is_worth_the_share_of_its_samples_that_are_right(samples, data):
+    """Where more than the answer decides (a form, say) the same answer can be right once and wrong once."""
+    k = data.draw(st.integers(1, len(samples)))
+    counts = {}
+    for answer, right in samples:
+        if answer is not None:
+            count, good = counts.get(answer, (0, 0))
+            counts[answer] = (count + 1, good + right)
+
+    def worth(chosen):
+        votes = [answer for answer, _ in chosen if answer is not None]
+        most = max((votes.count(answer) for answer in votes), default=0)
+        tied = [
+            Fraction(counts[answer][1], counts[answer][0]) for answer in sorted({*votes}) if votes.count(answer) == most
+        ]
+        return sum(tied) / len(tied) if tied else Fraction(0)
+
+    choices = list(combinations(samples, k))
+    expected = sum(worth(choice) for choice in choices) / len(choices)
+    assert plurality_at(counts, len(samples), k) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_a_plurality_over_many_samples_is_counted_in_moments():
+    answers = {
+        "right": (60, 60),
+        **{f"other{i}": (4, 0) for i in range(10)},
+        **{f"rare{i}": (1, 0) for i in range(100)},
+    }
+    values = [plurality_at(answers, 200, k) for k in (1, 2, 8, 32, 128, 200)]
+    assert values[0] == pytest.approx(0.3)
+    assert values == sorted(values)
+    assert values[-1] == 1
+
+
+def test_the_interval_of_a_change_is_student_s():
+    values = [0.1, 0.3, -0.2, 0.4, 0.0, 0.2, 0.1, -0.1, 0.3, 0.1]
+    change = estimate(values)
+    low, high = change_interval(change)
+    assert high - change.mean == pytest.approx(2.262157 * change.se, rel=1e-3)  # t of 9 degrees of freedom
+    assert change.mean - low == pytest.approx(high - change.mean)
+    assert change_interval(estimate([0.0] * 60)) == (-0.05, 0.05)
+    assert change_interval(estimate([1.0] * 2)) == (0.0, 1.0)
+    assert all(map(math.isnan, change_interval(estimate([0.5]))))
+
+
+@pytest.mark.parametrize("problems", [5, 12, 60])
+def test_the_interval_of_a_change_covers_the_truth_about_95_times_in_100(problems):
+    draws, hits, rounds = random.Random(1), 0, 2000
+    for _ in range(rounds):
+        found = [
+            sum(draws.random() < 0.6 for _ in range(8)) / 8 - sum(draws.random() < 0.4 for _ in range(8)) / 8
+            for _ in range(problems)
+        ]
+        low, high = change_interval(estimate(found))
+        hits += low <= 0.2 <= high
+    assert 0.93 < hits / rounds < 0.975

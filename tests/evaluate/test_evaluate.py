@@ -6,10 +6,13 @@ import math
 import pytest
 
 from covey.errors import ConfigError
-from covey.evaluate.evaluate import Evaluation, Plan, evaluate, is_right
+from covey.evaluate.estimators import all_at, majority_at
+from covey.evaluate.evaluate import Evaluation, Plan, count, evaluate, is_right
 from covey.evaluate.table import merge
 from covey.random import key
-from covey.types import Message, Prompt, Rollout, RolloutKey, Sample, Sampling, Score, Stop, Turn
+from covey.rewards import ExactMatch, NumberMatch
+from covey.tasks.scoring import ClosedAnswer
+from covey.types import Group, Message, Prompt, Rollout, RolloutKey, Sample, Sampling, Score, Stop, Turn
 
 
 class Scripted:
@@ -184,3 +187,70 @@ def test_what_counts_as_right():
     assert not is_right(rollout({}))
     assert not is_right(rollout({"format": 1.0}, failures=["correct"]))
     assert is_right(rollout({"correct": 1.0}, failures=["style"]))
+
+
+class Votes(Words):
+    """The same reward, which also says what the answer is; `odd` has none."""
+
+    def _one(self, text):
+        score = super()._one(text)
+        return Score(score.values, score.failures, {**score.facts, "answer": None if text == "odd" else text})
+
+
+class Poll(Quiz):
+    reward = Votes()
+
+
+def test_majorities_are_counted_over_the_answers_that_a_reward_names():
+    found = run(Plan(samples=8, ks=(1, 3, 8)), task=Poll())
+    assert next(tally.answers for tally in found.tallies).keys() <= {"yes", "no"}
+    result, tallies = found.sets["L2"], [t for t in found.tallies if t.set == "L2"]
+    for k in (1, 3, 8):
+        expected = [majority_at(["yes"] * t.correct + ["no"] * (8 - t.correct), {"yes"}, k) for t in tallies]
+        assert result.majority_at[k].mean == pytest.approx(sum(expected) / 4)
+        assert result.all_at[k].mean == pytest.approx(sum(all_at(8, t.correct, k) for t in tallies) / 4)
+    record = found.record()
+    assert record["eval/maj@1"] == pytest.approx(record["eval/accuracy"]) == pytest.approx(record["eval/pass^1_L2"])
+    assert "eval/pass@2" not in record
+
+
+def test_without_answers_there_is_no_majority():
+    found = run(Plan(samples=4))
+    assert found.sets["L2"].majority_at is None
+    assert not [name for name in found.record() if "maj@" in name]
+
+
+def test_a_problem_without_any_answer_has_a_vote_of_nobody():
+    found = run(Plan(samples=4), sampler=Odd(), task=Poll())
+    assert {tally.answers == {} for tally in found.tallies} == {True}
+    assert found.record()["eval/maj@4"] == 0
+
+
+def test_long_answers_stand_as_a_digest():
+    members = [rollout({"correct": 1.0}).with_(facts={"answer": "a" * n}) for n in (100, 101, 101)]
+    named = count(Group("p", prompt("p", 1, 1), (1,), tuple(members)), "L", answers=True).answers
+    assert named["a" * 100] == (1, 1)
+    assert sorted(value for name, value in named.items() if name.startswith("sha256:")) == [(2, 2)]
+
+
+def test_a_k_beyond_the_samples_is_refused():
+    with pytest.raises(ConfigError, match="k = 5: there are 4 samples"):
+        run(Plan(samples=4, ks=(5,))).sets  # noqa: B018
+    with pytest.raises(ConfigError, match="first: got -1"):
+        run(Plan(first=-1))
+
+
+def test_the_rewards_that_ship_name_their_answers():
+    members = [Rollout(RolloutKey("p", 0), (), Stop.END, 9, text) for text in ("so 1,250.0 it is", "none", "-7/")]
+    asked = Prompt("p", (Message("user", "?"),), "1250", "t")
+    for reward, answers in (
+        (NumberMatch(), ["1250", None, "-7"]),
+        (ExactMatch(), ["so 1,250.0 it is", "none", "-7/"]),
+    ):
+        scores = asyncio.run(reward.score(asked, members))
+        assert [score.facts["answer"] for score in scores] == answers
+    closed = [
+        Rollout(RolloutKey("p", 0), (), stop, 9, text)
+        for text, stop in (("7.", Stop.END), ("7", Stop.END), ("7.", Stop.LENGTH))
+    ]
+    assert [score.facts["answer"] for score in asyncio.run(ClosedAnswer().score(asked, closed))] == ["7", None, None]

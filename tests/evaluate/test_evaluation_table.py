@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey.errors import DataError, MissingInputError
-from covey.evaluate.table import Tally, join_spans, merge, read_table, write_table
+from covey.evaluate.table import (
+    Origin,
+    Tally,
+    join_spans,
+    merge,
+    merge_tables,
+    read_origin,
+    read_table,
+    write_table,
+)
 
 
 def tally(problem="p1", start=0, stop=8, correct=3, **more):
@@ -86,3 +95,68 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line):
 def test_a_missing_table_is_a_missing_input(tmp_path):
     with pytest.raises(MissingInputError):
         read_table(tmp_path / "none.jsonl")
+
+
+def origin(**changes):
+    return Origin(
+        **{"model": "m", "weights": "w1", "asked": {"seed": 0, "temperature": 1.0}, "main_set": "L2", **changes}
+    )
+
+
+def test_answers_add_up_and_are_lost_where_a_part_has_none():
+    one, two = tally(answers={"7": (5, 3), "x": (2, 0)}), tally(start=8, stop=16, answers={"7": (4, 3), "y": (1, 0)})
+    assert (one + two).answers == {"7": (9, 6), "x": (2, 0), "y": (1, 0)}
+    assert (one + tally(start=8, stop=16)).answers is None
+
+
+def test_answers_and_origin_come_back_from_disk(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = (tally(answers={"7": (5, 3), "漢": (1, 0)}), tally("p2"))
+    write_table(path, rows, origin())
+    assert read_table(path) == rows
+    assert read_origin(path) == origin()
+    write_table(path, rows)
+    assert (read_table(path), read_origin(path)) == (rows, None)
+
+
+def test_a_table_of_before_still_reads(tmp_path):
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"id": "p", "set": "L", "level": null, "n": 4, "correct": 1}\n')
+    assert read_table(path)[0].answers is None
+    assert read_origin(path) is None
+
+
+@pytest.mark.parametrize(
+    "answers", ['{"a": [5, 1]}', '{"a": [1, 2]}', '{"a": [2, 2]}', '{"a": [0, 0]}', '{"a": 3}', "[1]"]
+)
+def test_answers_that_do_not_fit_the_counts_are_refused(tmp_path, answers):
+    path = tmp_path / "odd.jsonl"
+    path.write_text(f'{{"id": "p", "set": "L", "level": null, "n": 4, "correct": 1, "answers": {answers}}}\n')
+    with pytest.raises(DataError, match=r"odd\.jsonl:1"):
+        read_table(path)
+
+
+def test_tables_are_merged_only_if_they_belong_together(tmp_path):
+    def write(name, start, **changes):
+        path = tmp_path / name
+        write_table(path, [tally(start=start, stop=start + 8)], origin(**changes))
+        return path
+
+    first, second = write("a", 0), write("b", 8, model="copy of m")
+    assert merge_tables([first, second]) == ((tally(stop=16, correct=6),), origin())
+    with pytest.raises(DataError, match="sample 0 is counted twice"):
+        merge_tables([first, first])
+    with pytest.raises(DataError, match="other weights"):
+        merge_tables([first, write("c", 8, weights="w2")])
+    with pytest.raises(DataError, match=r"was asked with seed 1, .* with 0"):
+        merge_tables([first, write("d", 8, asked={"seed": 1, "temperature": 1.0})])
+    bare = tmp_path / "bare"
+    write_table(bare, [tally(start=8, stop=16)])
+    assert merge_tables([bare, first])[1] == origin()
+
+
+def test_a_damaged_origin_is_a_row_that_is_none(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"origin": {"modell": "m"}}\n')
+    with pytest.raises(DataError, match=r"odd\.jsonl:1: is no row"):
+        read_table(path)

@@ -72,9 +72,7 @@ def chat(
         elif sys.stdin.isatty():
             converse(talk, task)
         else:
-            for line in sys.stdin:
-                if not heed(line, talk, task, lambda text: print_answer(talk.say(text))):
-                    break
+            read_lines(talk, task)
 
 
 def settle(
@@ -123,6 +121,13 @@ def opened(config: RunConfig, temperature: float) -> Iterator[tuple[Conversation
             return made[0]
 
         yield Conversation(loaded, sampling, seed=config.budget.seed), task
+
+
+def read_lines(talk: Conversation, task: Callable[[], Task]) -> None:
+    """Answer each line of stdin, until it ends or says /quit."""
+    for line in sys.stdin:
+        if not heed(line, talk, task, lambda text: print_answer(talk.say(text))):
+            return
 
 
 def print_answer(reply: Reply) -> None:

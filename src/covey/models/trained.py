@@ -17,9 +17,10 @@ from covey.types import Json
 class Facts:
     """What is known of a model.
 
-    `changes` is what an export did to the weights, in words. `name` is its folder's or repository's name, `base` the model that it was made from (empty: unknown) and `hub_base` whether
-    that is a hub id; `adapter` the rank of an adapter folder; `run` the summary of the run (`observe.show.summary`), `config`
-    its plain configuration and `step` after which the model stood; `versions` of the libraries that trained it.
+    `name` is its folder's or repository's name, `base` the model that it was made from (empty: unknown) and `hub_base` whether
+    that is a hub id; `rank` is that of an adapter folder; `changes` what an export did to the weights, in words; `run` the
+    summary of the run (`observe.show.summary`), `config` its plain configuration and `step` after which the model stood;
+    `versions` those of the libraries that trained it.
     """
 
     name: str

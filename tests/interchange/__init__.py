@@ -1,0 +1,1 @@
+"""What covey writes is read by others: transformers, peft, vLLM."""
