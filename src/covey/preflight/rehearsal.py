@@ -183,15 +183,10 @@ def _settle(model: nn.Module) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    store[name] = moved(tensor)  # type: ignore[assignment]
         state = getattr(module, "state", None)  # of weights in 4 bits: scales, and the scales' own
-        for part in (state, getattr(state, "state2", None)):
-            for name, value in vars(part).items() if part is not None else ():
-                if isinstance(value, Tensor):
-                    setattr(part, name, moved(value))
+        own = [vars(part) for part in (state, getattr(state, "state2", None)) if part is not None]
+        for store in (module._parameters, module._buffers, *own):
+            store.update({name: moved(value) for name, value in store.items() if isinstance(value, Tensor)})
 
 
 def shallow_config(config: Any, depth: int) -> Any:
