@@ -55,6 +55,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 )
 def test_train_lines_are_right(page: Path, line: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "more.csv").write_text("prompt,answer,level\n2+2=,4,1\n2+3=,5,2\n")
     (tmp_path / "reward.py").write_text("def score(completion, answer):\n    return float(completion == answer)\n")
     words = [word for word in shlex.split(line)[1:] if word != "--dry-run"]
     done = subprocess.run(
