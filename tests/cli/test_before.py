@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -151,6 +152,24 @@ def test_check_fails_on_what_is_bad_and_with_strict_on_warnings(covey_: Callable
     reward.write_text("def score(completion, answer):\n    return float(answer in completion)\n")
     assert covey_("check", "my-task")[0] == 0
     assert covey_("check", "my-task", "--strict")[0] == 65
+
+
+def test_the_page_shows_what_the_commands_print(covey_: Callable[..., Result]) -> None:
+    """`docs/own-task.md`, figures of time and memory apart."""
+    page = (Path(__file__).parents[2] / "docs" / "own-task.md").read_text()
+
+    def plain(text: str) -> list[str]:
+        return [re.sub(r"[0-9.]+ (ms|MB|GB)", r"N \1", line).strip() for line in text.strip().splitlines()]
+
+    for command in ("new my-task", "check my-task"):
+        shown = re.search(rf"```console\n\$ covey {command}\n(.*?)```", page, re.S)
+        assert shown
+        assert plain(shown[1]) == plain(covey_(*command.split())[1])
+    reward = Path("my-task/reward.py")
+    reward.write_text(reward.read_text().replace("== answer", "in answer"))
+    shown = re.search(r"```\n(reward  .*?)```", page, re.S)
+    assert shown
+    assert "\n".join(plain(shown[1])) in "\n".join(plain(covey_("check", "my-task")[1]))
 
 
 @pytest.mark.slow
