@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covey.errors import ConfigError
+from covey.errors import ConfigError, DataError
 from covey.registry import build, dump
 from covey.tasks import Mixture, from_rows
 from covey.tasks.mixture import Deal, deal, take_turns
@@ -172,3 +174,76 @@ def test_rewards_that_disagree_on_a_component_are_refused() -> None:
     task = Mixture(tasks={"a": "compose", "b": {"kind": "countdown", "scale": "ternary"}})
     with pytest.raises(ConfigError, match=r"a weights the component 'correct' 1, b 0"):
         _ = task.reward
+
+
+def test_components_of_other_sources_add_nothing_and_are_no_failures() -> None:
+    from covey.collect.grouped import measure
+    from covey.collect.rows import rows as as_rows
+    from covey.types import Group, Message, Prompt, Turn
+
+    def group(name: str, *scored: tuple[dict[str, float], dict[str, str]]) -> Group:
+        prompt = Prompt(name, (Message("user", "?"),), None, name)
+        turn = Turn((5,), (-0.5,), versions=((1, 0),))
+        rollouts = [
+            Rollout(RolloutKey(name, at), (turn,), Stop.END, 9, rewards=values, failures=failures)
+            for at, (values, failures) in enumerate(scored)
+        ]
+        return Group(name, prompt, (1, 2), tuple(rollouts))
+
+    groups = [
+        group("a", ({"correct": 1.0}, {}), ({"correct": 0.0}, {})),
+        group("b", ({"size": 4.0, "form": 0.5}, {}), ({"size": 4.0}, {"form": "timeout"}), ({}, {"size": "crash"})),
+    ]
+    batch = as_rows(groups, {"correct": 1.0, "size": 1.0, "form": 1.0})
+    assert batch.reward_names == ("correct", "size", "form")
+    nan = float("nan")
+    wanted = [[1, 0, 0], [0, 0, 0], [0, 4, 0.5], [0, 4, nan], [nan, nan, nan]]
+    assert str(batch.reward.tolist()) == str([[float(value) for value in row] for row in wanted])
+    found = measure(groups, {"correct": 1.0, "size": 1.0, "form": 1.0})
+    numbers = {name: metric for name, metric in found.items() if name.startswith(("group/", "reward/"))}
+    from covey.metrics import values
+
+    shown = values(numbers)
+    assert shown["group/mixed"] == 0.5
+    assert shown["group/all_right"] == 0.5
+    assert shown["reward/mean"] == pytest.approx((1 + 0 + 4 + 4) / 4)
+    assert shown["reward/size"] == 4.0
+
+
+def test_a_reward_of_the_run_is_for_all_sources(tmp_path: Path) -> None:
+    from covey.config import resolve
+
+    (tmp_path / "r.py").write_text("def size(completion, topic): return len(completion)\n")
+    for name, column in (("a", "topic"), ("b", "theme")):
+        lines = [json.dumps({"prompt": f"{i}?", column: "x"}) + "\n" for i in range(6)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    flags = [f"data=[{tmp_path}/a.jsonl, {tmp_path}/b.jsonl]", f"reward={tmp_path}/r.py:size"]
+    with pytest.raises(DataError, match="the row has no column 'topic'"):
+        resolve(flags).config.check_data()
+    (tmp_path / "b.jsonl").write_text((tmp_path / "a.jsonl").read_text())
+    resolve(flags).config.check_data()
+    with pytest.raises(DataError, match="there is no column 'answer'"):
+        resolve(flags[:1]).config.check_data()
+
+
+def test_sources_by_name_and_their_options() -> None:
+    from covey.config import resolve
+
+    task: Any = resolve(["data=[x/gsm-8k.jsonl, b.csv, y/b.json, owner/set:small]"]).config.task
+    assert list(task.tasks) == ["gsm-8k", "b", "b-2", "set-small"]
+    flags = ["data={one: a.jsonl, two: {kind: countdown, levels: [2]}}", "task.weights.two=0.5"]
+    task = resolve([*flags, "task.tasks.one.order=-level", "task.tasks.two.scale=ternary"]).config.task
+    assert (task.tasks["one"].data, task.tasks["one"].order) == ("a.jsonl", "-level")
+    assert (task.tasks["two"].levels, task.tasks["two"].scale, task.weights) == ((2,), "ternary", {"two": 0.5})
+    assert resolve(values={"data": ["a.jsonl", "b.jsonl"]}).config.task.kind == "mixture"
+    for flag, line in (
+        (
+            "task.tasks.one.ordr=level",
+            "task.tasks.one.ordr: task 'rows' has no option 'ordr'. Did you mean 'task.tasks.one.order'?",
+        ),
+        ("task.tasks.three.order=level", "task.tasks.three.order: there is no source 'three'. Known: one, two."),
+        ("task.tasks.one.order.x=level", "task.order has no parts"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            resolve([*flags, flag])
+        assert line in str(caught.value)
