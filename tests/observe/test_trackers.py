@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +20,7 @@ import pytest
 from covey.errors import ConfigError, MissingInputError, OutputError
 from covey.observe import clients, trackers
 from covey.observe.clients import CLIENTS, Card, flat, named
+from covey.observe.offline import read_log
 from covey.observe.sinks import RunSink
 from covey.observe.trackers import Trackers, check, open_trackers
 
@@ -183,6 +187,30 @@ def test_what_a_kill_kept_from_a_tracker_comes_from_the_files(name, tmp_path):
     assert [step for step, _ in sorted(found["eval/accuracy"])] == [0, 2, 4, 6]
 
 
+def test_a_log_of_wandb_is_read_up_to_where_it_is_torn():
+    """Against the other reader of this file, with records that fill blocks, cross them and end just before their end."""
+    records = [bytes([n % 251]) * size for n, size in enumerate((1, 32_747, 5, 40_000, 0, 65_501, 70_000, 3), 1)]
+    data = b":W&B\0\0\0"
+    for record in records:
+        first = True
+        while True:
+            left = 32768 - len(data) % 32768
+            if left < 7:
+                data += b"\0" * left
+                continue
+            part, record = record[: left - 7], record[left - 7 :]
+            kind = (1 if first else 4) if not record else (2 if first else 3)
+            data += struct.pack("<IHB", 0, len(part), kind) + part
+            first = False
+            if not record:
+                break
+    want = [bytes([n % 251]) * size for n, size in enumerate((1, 32_747, 5, 40_000, 0, 65_501, 70_000, 3), 1)]
+    assert list(read_log(data)) == want
+    assert list(read_log(data[:-1])) == want[:-1]
+    assert list(read_log(data[:30])) == want[:1]
+    assert list(read_log(b"")) == []
+
+
 def test_two_runs_of_one_name_stay_apart_in_trackio(tmp_path):
     for home in ("a", "b"):
         play(tmp_path / home / "same-1", "trackio", 1, 2, project="shared")
@@ -258,6 +286,62 @@ def test_a_store_that_cannot_be_reached_stops_the_start(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"^tracker mlflow: could not start \("):
         open_trackers(["mlflow"], card(tmp_path / "run"))
+
+
+def test_a_service_that_is_not_there_is_said_soon(monkeypatch, tmp_path):
+    """The client's own patience of minutes is for the run, not for its start; what the user set stays."""
+    with clients._variable("COVEY_TEST_RETRIES", "3"):
+        assert os.environ["COVEY_TEST_RETRIES"] == "3"
+    assert "COVEY_TEST_RETRIES" not in os.environ
+    monkeypatch.setenv("COVEY_TEST_RETRIES", "9")
+    with clients._variable("COVEY_TEST_RETRIES", "3"):
+        assert os.environ["COVEY_TEST_RETRIES"] == "9"
+    assert os.environ["COVEY_TEST_RETRIES"] == "9"
+
+
+# A whole run that is killed
+
+SLOW_REWARD = (
+    "import time\n\ndef score(completion, answer):\n    time.sleep(0.03)\n    return float(len(completion) % 2)\n"
+)
+OPTIONS = [
+    "steps=6", "budget.checkpoint_every=2", "budget.eval_every=2", "budget.prompts_per_step=4", "budget.samples_per_prompt=4",
+    "budget.eval_problems=2", "budget.eval_samples=2", "budget.sampling.max_tokens=16", "reward=slow.py:score",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_killed_run_goes_on_in_all_trackers_and_its_metrics_are_those_of_a_run_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv(
+        "WANDB_SERVICE", raising=False
+    )  # of the tests before: a process of its own remembers killed runs
+    (tmp_path / "slow.py").write_text(SLOW_REWARD)
+    base = [sys.executable, "-m", "covey", "train"]
+    subprocess.run([*base, *OPTIONS, "--out", "plain"], cwd=tmp_path, check=True, capture_output=True, timeout=240)
+    told = ["report_to=[tensorboard, wandb, trackio, mlflow]", "report.project=killed"]
+    run = tmp_path / "told"
+    with subprocess.Popen(
+        [*base, *OPTIONS, *told, "--out", "told"], cwd=tmp_path, stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() or b'"step": 5' not in (run / "metrics.jsonl").read_bytes():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.kill()
+    done = subprocess.run([*base, "--resume", "told"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "tracker" not in done.stdout
+    assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "plain/metrics.jsonl").read_bytes()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name, read in READ.items():
+        found = read(run, "killed")
+        for metric in ("reward/mean", "entropy/sampled", "grad/norm", "eval/accuracy"):
+            want = [(row["step"], pytest.approx(row[metric], rel=1e-6)) for row in rows if row.get(metric) is not None]
+            assert sorted(found[metric]) == want, (name, metric)
 
 
 # What fails or waits while the run goes on
@@ -336,6 +420,20 @@ def test_a_client_that_cannot_end_is_a_line(monkeypatch, tmp_path):
     told.close()
     [line] = told.complaints()
     assert "OSError: upload failed" in line
+
+
+@pytest.mark.slow
+def test_a_store_that_breaks_while_the_run_goes_on_is_a_line(tmp_path):
+    told = open_trackers(["mlflow"], card(tmp_path / "run"))
+    told.write("step", step_record(1))
+    while told.mirrors[0].told.get("step") != 1:
+        time.sleep(0.01)
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    told.write("step", step_record(2))
+    told.close()
+    first, last = told.complaints()
+    assert first.startswith("tracker mlflow failed (MlflowException: ")
+    assert last == "tracker mlflow missed 2 records; metrics.jsonl has them"  # the step, and that the run ended
 
 
 def test_nothing_is_imported_or_done_without_trackers(tmp_path):

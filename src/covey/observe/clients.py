@@ -23,10 +23,13 @@ from urllib.parse import urlparse
 
 from covey.errors import ConfigError
 from covey.observe.names import trl_names
+from covey.observe.offline import read_history
 from covey.observe.records import plain
 
 CLOSE_S = 30.0
 """Longest time that the end of a run waits for its trackers."""
+START_S = 30.0
+"""About the longest time that the start of a run waits for one: a service that is not there is said soon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +133,9 @@ class WandB:
     def __init__(self, card: Card) -> None:
         import wandb
 
-        settings = wandb.Settings(
-            silent=True, console="off", quiet=True, disable_git=True, finish_timeout=0.8 * CLOSE_S, x_disable_stats=True
-        )
+        wanted = {"silent": True, "console": "off", "quiet": True, "disable_git": True, "x_disable_stats": True}
+        wanted |= {"init_timeout": START_S, "finish_timeout": 0.8 * CLOSE_S}
+        known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
         with _hushed("wandb"):
             self._run = wandb.init(
                 project=card.project,
@@ -141,10 +144,10 @@ class WandB:
                 resume="allow" if card.id else None,
                 dir=str(card.folder),
                 config=plain(card.config),
-                settings=settings,
+                settings=wandb.Settings(**known),
                 reinit="create_new",
             )
-        self.id = str(self._run.id)
+        self.id, self._folder = str(self._run.id), card.folder
 
     @staticmethod
     def check() -> None:
@@ -161,9 +164,12 @@ class WandB:
         )
 
     def told(self) -> dict[str, int]:
-        """A run that goes on knows its last step if there is a server to ask."""
+        """The server knows the last step of a run that goes on; offline the files of the runs before say it."""
         last = self._run.starting_step - 1
-        return {} if self._run.offline else {"step": last, "evaluation": last}
+        found = {"step": last, "evaluation": last}
+        for step, names in read_history(self._folder, self.id) if self._run.offline else ():
+            found |= {kind: max(found[kind], step) for kind, name in _ALWAYS.items() if name in names}
+        return found
 
     def log(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One row; what comes at the same step joins it."""
@@ -251,7 +257,7 @@ class MLflow:
     library: ClassVar[str] = "mlflow"
 
     def __init__(self, card: Card) -> None:
-        with _hushed("mlflow", "alembic"):
+        with _hushed("mlflow", "alembic"), _variable("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"):
             from mlflow.entities import Param
             from mlflow.tracking import MlflowClient
 
@@ -299,6 +305,19 @@ def _mlflow_name(name: str) -> str:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a while, unless the user did."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
