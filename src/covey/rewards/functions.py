@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from covey.errors import ConfigError, MissingInputError, did_you_mean
+from covey.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from covey.random import key
 from covey.registry import Component, component
+from covey.rewards import wire
 from covey.rewards.failures import explain, fail
 from covey.rewards.results import add_logged, read_many, read_one
 from covey.rewards.signatures import (
@@ -81,18 +82,36 @@ class FunctionReward(Component):
         """Whether the function was given in Python, so that no file can be read to have it again."""
         return self._given
 
-    def wants(self, name: str) -> bool:
-        """Whether a column would reach the function."""
-        return self._signature.wants(name)
+    def reads(self, name: str) -> bool:
+        """Whether the function may look at a column."""
+        return self._signature.wants(name) or (self._signature.form == "solution" and name == "reward_model")
 
-    def names(self, name: str) -> bool:
-        """Whether the function has a parameter of this name."""
-        return name in self._signature.parameters
+    def row(self, prompt: Prompt) -> dict[str, Any]:
+        """The columns of a row that the function may look at.
+
+        One that another process cannot be given is refused if it is asked for by name, and left out if by `**` only.
+        """
+        columns = {}
+        for name, value in prompt.meta.items():
+            try:
+                wire.write(value if self.reads(name) else None)
+            except (TypeError, RecursionError) as error:
+                if name in self._signature.parameters:
+                    found, right = (
+                        f"column '{name}' of {prompt.id}: {error}",
+                        "Make it text, numbers, lists or mappings.",
+                    )
+                    raise DataError(f"reward {self.name}", found, right) from None
+                continue
+            if self.reads(name):
+                columns[name] = value
+        return columns
 
     def check(self, prompt: Prompt) -> None:
-        """Raises DataError where a parameter has no column in the prompt's row."""
+        """Raises DataError where a parameter has no column in the prompt's row, or one that cannot be handed over."""
         rollout = Rollout(RolloutKey(prompt.id, 0), (), Stop.END, 0)
         self._arguments(prompt, (rollout,), TrainerState(), Log())
+        self.row(prompt)
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One call per response, or one for all of them, in order."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from covey.errors import ConfigError, did_you_mean
+from covey.errors import ConfigError, DataError, did_you_mean
 from covey.registry import Component, component
 from covey.rewards.failures import type_of
 from covey.types import Prompt, Rollout, Score
@@ -46,7 +46,8 @@ class Mix(Component):
         found = await asyncio.gather(*(reward.score(prompt, rollouts) for reward in self.rewards))
         for scores in found:
             if len(scores) != len(rollouts):
-                raise ValueError(f"{len(scores)} scores for {len(rollouts)} rollouts")
+                said = f"{len(scores)} scores for the {len(rollouts)} rollouts of prompt {prompt.id}"
+                raise DataError("reward", said, "Return one score per rollout, in order.")
         names = name_apart(self.rewards)
         return [_join(names, [scores[place] for scores in found]) for place in range(len(rollouts))]
 

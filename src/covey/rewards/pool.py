@@ -105,7 +105,6 @@ class Isolated:
         """Raises DataError where the reward cannot read the prompt's row."""
         if hasattr(self.reward, "check"):
             self.reward.check(prompt)
-        self._columns(prompt)
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, in order; what the reward printed goes to stderr, cut."""
@@ -197,27 +196,13 @@ class Isolated:
 
     def _request(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         own = not isinstance(self.reward, FunctionReward)
-        tokens = own or self.reward.wants("completion_ids")
+        tokens = own or self.reward.reads("completion_ids")
         return {
-            "prompt": wire.write_prompt(prompt, self._columns(prompt)),
+            "prompt": wire.write_prompt(prompt, self.reward.row(prompt) if not own else prompt.meta),
             "rollouts": [wire.write_rollout(rollout, tokens=tokens, logps=own) for rollout in rollouts],
             "state": {"global_step": self.progress.step, "max_steps": self.progress.steps},
             "limit_s": self.limits.timeout_s,
         }
-
-    def _columns(self, prompt: Prompt) -> dict[str, Any]:
-        """The columns that the reward reads. One that another process cannot be given is an error if it is asked for by name."""
-        reward, columns = self.reward, {}
-        for name, value in prompt.meta.items():
-            try:
-                wire.write(value)
-            except TypeError as error:
-                if isinstance(reward, FunctionReward) and not reward.names(name):
-                    continue
-                found = f"column '{name}' of {prompt.id}: {error}"
-                raise DataError("reward", found, "Make it text, numbers, lists or mappings.") from None
-            columns[name] = value
-        return columns
 
 
 def describe_end(status: int | None) -> str:
