@@ -46,16 +46,9 @@ class Fine:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Covered by a test of its own, `test_name` in this file or `module:test_name`."""
+    """Covered by a test of its own, `test_name` of the catalogue or `test_served.test_name`."""
 
     test: str
-
-
-@dataclass(frozen=True)
-class Later:
-    """Cannot happen yet, and why."""
-
-    reason: str
 
 
 def rows(*values: Any) -> str:
