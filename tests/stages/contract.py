@@ -76,6 +76,8 @@ def around(field: str, value: Component) -> Recipe:
     changes: dict[str, object] = {field: (value,) if field in MANY or field == "mix.shaping" else value}
     if isinstance(value, Surrogate) and not value.reads_ratio:
         changes["ratio"] = None
+    if field == "reference":
+        changes["penalties"] = ("kl",)  # somebody has to read it
     return BASE.but(**changes)
 
 

@@ -130,7 +130,7 @@ def test_nothing_to_learn_from_is_zero_not_nan(name: str) -> None:
         assert float(loss.detach()) == 0
         assert (policy.gradient(loss) == 0).all()
     unscored = batch.with_(reward=torch.full_like(batch.reward, math.nan))
-    assert (whole(recipe.but(penalties=()), policy, unscored) == 0).all()
+    assert (whole(recipe.but(penalties=(), reference="initial"), policy, unscored) == 0).all()
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -143,7 +143,7 @@ def test_equal_rewards_teach_exactly_nothing(name: str, seed: int, value: float)
     policy, batch = case(recipe, seed)
     roomy = batch.limit * 100  # shaping by length must not act: it would make rewards differ
     equal = batch.with_(reward=torch.full_like(batch.reward, value), limit=roomy)
-    assert (whole(recipe.but(penalties=()), policy, equal) == 0).all()
+    assert (whole(recipe.but(penalties=(), reference="initial"), policy, equal) == 0).all()
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -151,7 +151,7 @@ def test_equal_rewards_teach_exactly_nothing(name: str, seed: int, value: float)
 @given(seed=SEEDS)
 def test_first_step_is_the_policy_gradient(name: str, seed: int) -> None:
     """Where policy, learner and sampler agree the gradient is that of -sum weight * A * logp."""
-    recipe = EVERYTHING[name].but(penalties=())
+    recipe = EVERYTHING[name].but(penalties=(), reference="initial")
     if name in NO_POLICY_GRADIENT:
         pytest.skip(NO_POLICY_GRADIENT[name])
     policy, batch = case(recipe, seed)
@@ -170,7 +170,7 @@ def test_a_group_that_is_cut_off_as_a_whole(name: str) -> None:
     recipe = EVERYTHING[name]
     policy, batch = case(recipe, 5)
     truncated = batch.with_(stop=torch.ones_like(batch.stop))
-    gradient = whole(recipe.but(penalties=()), policy, truncated)
+    gradient = whole(recipe.but(penalties=(), reference="initial"), policy, truncated)
     assert gradient.isfinite().all()
     if any(part.kind == "overlong" for part in recipe.filters):
         assert (gradient == 0).all()

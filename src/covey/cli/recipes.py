@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from covey.cli.settings import AsJson, print_json, print_rich
+
+if TYPE_CHECKING:
+    from covey.registry import Component
 
 group = typer.Typer(help="List recipes, or show one stage by stage.", rich_markup_mode=None, no_args_is_help=False)
 
@@ -32,7 +36,7 @@ def list_(as_json: AsJson = False) -> None:
 
     from covey.recipes.recipe import STAGES
 
-    kinds = {name: {field: _kinds(getattr(recipe, field)) for field in STAGES} for name, recipe in found.items()}
+    kinds = {name: {field: _kinds(recipe.parts(field)) for field in STAGES} for name, recipe in found.items()}
     used = [field for field in STAGES if any(row[field] for row in kinds.values())]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("recipe", *used):
@@ -65,16 +69,14 @@ def show(
     for head in ("stage", "component", "options", "effect"):
         table.add_column(head)
     for field in STAGES:
-        value = getattr(recipe, field)
-        for part in value if isinstance(value, tuple) else () if value is None else (value,):
+        for part in recipe.parts(field):
             options = ", ".join(f"{key}={_brief(item)}" for key, item in plain(part).items() if key != "kind")
             effect = (type(part).__doc__ or "").strip().splitlines()[0]
             table.add_row(*(Text(cell) for cell in (field, part.kind, options or "-", effect)))
     print_rich(Text(known.describe(name)), "", table, Text(f"\ndigest {recipe.digest[:16]}"))
 
 
-def _kinds(value: Any) -> str:
-    parts = value if isinstance(value, tuple) else () if value is None else (value,)
+def _kinds(parts: Sequence[Component]) -> str:
     return ", ".join(part.kind for part in parts)
 
 

@@ -108,6 +108,13 @@ class Recipe(Value):
             value = getattr(self, field)
             yield from value if isinstance(value, tuple) else () if value is None else (value,)
 
+    def parts(self, field: str) -> tuple[Component, ...]:
+        """The components of a field that act: a reference that nobody reads does not."""
+        value = getattr(self, field)
+        if value is None or (field == "reference" and "ref_logp" not in self.needs()):
+            return ()
+        return value if isinstance(value, tuple) else (value,)
+
     def live_components(self) -> tuple[Component, ...]:
         """The components that see the forward's live outputs."""
         parts = (self.ratio, self.surrogate, *self.penalties, self.objective)
