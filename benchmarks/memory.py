@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -35,18 +36,25 @@ TINY = Path(__file__).resolve().parents[1] / "src/covey/models/tiny"
 
 @dataclass(frozen=True)
 class Case:
-    """A model with random weights and the settings of a run; `response` is the mean length where responses end early."""
+    """A model with random weights, the settings of a run, and its longest response."""
 
     name: str
     shape: Shape
     settings: Sequence[str] = ()
-    response: int | None = None
+    longest: int = 64
     kind: str = "qwen3"
     base: Sequence[str] = field(default=("budget.prompts_per_step=4", "budget.eval_problems=1"))
+
+    @property
+    def response(self) -> int:
+        """The mean length of responses: random weights end one with probability 1 / V after each token."""
+        vocabulary = self.shape["vocab_size"]
+        return math.ceil(vocabulary * (1 - (1 - 1 / vocabulary) ** self.longest))
 
     def arguments(self, folder: Path) -> list[str]:
         """The command line after `covey train` or `covey plan`."""
         common = ["task=arithmetic", f"steps={STEPS}", "report.completions_every=null"]
+        common.append(f"budget.sampling.max_tokens={self.longest}")
         return [f"model={folder}", *common, *self.base, *self.settings]
 
 
@@ -74,33 +82,35 @@ def sliced(tokens: int) -> str:
     return f"engines.tokens_per_slice={tokens}"
 
 
-def lasting(tokens: int) -> str:
-    """The setting of the longest response."""
-    return f"budget.sampling.max_tokens={tokens}"
-
-
 CALIBRATION = (
-    Case("8x512, V 4096, T 64", shape(8, 512, 4096), (lasting(64),)),
-    Case("6x384, V 32000, T 64, slice 1024", shape(6, 384, 32000), (lasting(64), sliced(1024))),
-    Case("12x384, V 4096, recomputed, T 64", shape(12, 384, 4096), (lasting(64), RECOMPUTE)),
+    Case("8x512, V 4096, T 64", shape(8, 512, 4096)),
+    Case("6x384, V 32000, T 64, slice 1024", shape(6, 384, 32000), (sliced(1024),)),
+    Case("12x384, V 4096, recomputed, T 64", shape(12, 384, 4096), (RECOMPUTE,)),
 )
 CASES = (
-    Case("10x256, V 128, T 64", shape(10, 256, 128), (lasting(64),), response=50),
-    Case("6x256, V 4096, T 256", shape(6, 256, 4096), (lasting(256),)),
-    Case("10x256, V 4096, T 256, recomputed", shape(10, 256, 4096), (lasting(256), RECOMPUTE)),
-    Case("6x384, V 4096, T 128, slice 1024", shape(6, 384, 4096), (lasting(128), sliced(1024))),
-    Case("4x256, V 32000, T 64", shape(4, 256, 32000), (lasting(64),)),
-    Case("8x512, V 4096, T 64, bfloat16", shape(8, 512, 4096), (lasting(64), "model.dtype=bfloat16")),
-    Case("8x384, V 4096, T 64, reference", shape(8, 384, 4096), (lasting(64), "recipe=grpo", sliced(1024))),
-    Case("10x512, V 4096, T 64, LoRA", shape(10, 512, 4096), (lasting(64), "model.lora.rank=16", sliced(1024))),
+    Case("10x256, V 128, T 64", shape(10, 256, 128)),
+    Case("6x256, V 4096, T 256", shape(6, 256, 4096), longest=256),
+    Case("10x256, V 4096, T 256, recomputed", shape(10, 256, 4096), (RECOMPUTE,), longest=256),
+    Case("6x384, V 4096, T 128, slice 1024", shape(6, 384, 4096), (sliced(1024),), longest=128),
+    Case("4x256, V 32000, T 64", shape(4, 256, 32000)),
+    Case("8x512, V 4096, T 64, bfloat16", shape(8, 512, 4096), ("model.dtype=bfloat16",)),
+    Case("8x384, V 4096, T 64, reference", shape(8, 384, 4096), ("recipe=grpo", sliced(1024))),
+    Case("10x512, V 4096, T 64, LoRA", shape(10, 512, 4096), ("model.lora.rank=16", sliced(1024))),
     Case(
         "8x512, V 8192 untied, T 64, Llama",
         shape(8, 512, 8192, tie_word_embeddings=False),
-        (lasting(64),),
         kind="llama",
     ),
-    Case("4x256, 8 experts, V 4096, T 64", EXPERTS, (lasting(64),), kind="qwen3_moe"),
-    Case("12x640, V 4096, T 16, slice 256, recomputed", shape(12, 640, 4096), (lasting(16), sliced(256), RECOMPUTE)),
+    Case("4x256, 8 experts, V 4096, T 64", EXPERTS, kind="qwen3_moe"),
+    Case(
+        "12x640, V 4096, T 16, slice 256, recomputed",
+        shape(12, 640, 4096),
+        (
+            sliced(256),
+            RECOMPUTE,
+        ),
+        longest=16,
+    ),
 )
 
 
@@ -135,8 +145,8 @@ def measure(case: Case, home: Path) -> dict[str, Any]:
     maker = "import sys; from benchmarks.memory import make_by_name as m; m(*sys.argv[1:])"
     run_process([case.name, str(folder)], maker)
     arguments = case.arguments(folder)
-    wanted = [] if case.response is None else ["--response", str(case.response)]
-    plan = json.loads(run_process(["plan", *arguments, *wanted, "--no-knobs", "--json"]))
+    wanted = ["--response", str(case.response), "--no-knobs", "--json"]
+    plan = json.loads(run_process(["plan", *arguments, *wanted]))
     out = run_process(["train", *arguments, "--out", str(home / "run"), "--json"], TRAIN)
     shutil.rmtree(home / "run")
     measured = int(next(line for line in reversed(out.splitlines()) if line.startswith("peak")).split()[1])

@@ -187,9 +187,18 @@ def test_the_fullest_slice_is_the_learners(groups: int, samples: int, prompt: in
         QUESTION, config=resolve(["recipe=reinforce", *settings]).config, prompt=prompt, response=response
     )
     shape, _ = fullest_slice(question)
-    tokens = shape.groups * prompt + shape.rows * response
-    assert tokens <= max(count_tokens(batch, rows) for rows in plan)
-    assert tokens >= min(limit, prompt + response) - samples * response - prompt
+    fullest = max(count_tokens(batch, rows) for rows in plan)
+    assert shape.tokens <= max(limit, prompt + response)
+    assert shape.tokens > fullest - shape.rows, "at most a token per row is lost to rounding"
+    assert (shape.groups, shape.samples) <= (groups, samples)
+
+
+def test_a_group_that_nearly_fits_is_in_the_fullest_slice() -> None:
+    def groups_of(limit: int) -> int:
+        chosen = resolve(["recipe=reinforce", "budget.prompts_per_step=4", f"engines.tokens_per_slice={limit}"]).config
+        return fullest_slice(replace(QUESTION, config=chosen, prompt=10, response=100))[0].groups
+
+    assert [groups_of(limit) for limit in (810, 1500, 1600, 1620)] == [1, 1, 2, 2]
 
 
 # Plans and knobs

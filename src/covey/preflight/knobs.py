@@ -112,9 +112,8 @@ def _options(question: Question, plan: MemoryPlan) -> Iterator[Option]:
 def _slice_options(question: Question) -> Iterator[Option]:
     """Knobs of forward and backward."""
     shape, _ = fullest_slice(question)
-    tokens = shape.groups * shape.prompt + shape.rows * shape.response
     if shape.rows > 1:
-        yield Option("engines.tokens_per_slice", tokens // 2, "more slices; nothing else changes")
+        yield Option("engines.tokens_per_slice", shape.tokens // 2, "more slices; nothing else changes")
     if not question.config.engines.gradient_checkpointing:
         yield Option("engines.gradient_checkpointing", True, "a third more time in the gradient")
 

@@ -30,6 +30,8 @@ BATCH = 150
 TOKEN, WIDE_TOKEN = 40, 72
 """Bytes per token of a rollout as Python numbers; ids above 256 are objects of their own."""
 SMALL_IDS = 257
+VARIES = 0.05
+"""How much shorter responses are taken to be now and then."""
 PROMPTS = 64
 """Prompts whose tokens are counted: the longest by characters."""
 
@@ -173,7 +175,7 @@ class Forecast:
             "prompt_tokens": question.prompt,
             "response_tokens": question.response,
             "slice_rows": shape.rows,
-            "slice_tokens": shape.groups * shape.prompt + shape.rows * shape.response,
+            "slice_tokens": shape.tokens,
             "slices": slices,
             "parameters": sizes.parameters,
         }
@@ -238,12 +240,11 @@ class Forecast:
             key,
             lambda: rehearsal.update(shape, outputs=names, temperature=heat, recompute=recompute, again=slices > 1),
         )
-        tokens = shape.groups * shape.prompt + shape.rows * shape.response
         what = "inputs of the layers, one of them computed anew" if recompute else "what every layer keeps for backward"
         batch = kept * question.response * BATCH
         terms = [
             Term("gradients", found.gradients, "one number per trained parameter that has one at that moment"),
-            Term("activations", found.bytes - found.gradients, f"{tokens} tokens of a slice: {what}, logits"),
+            Term("activations", found.bytes - found.gradients, f"{shape.tokens} tokens of a slice: {what}, logits"),
             Term("batch", batch, f"{kept} rows x {question.response} tokens as tensors", batch),
             _rollouts(question, kept),
         ]
@@ -303,13 +304,19 @@ def _rollouts(question: Question, kept: int) -> Term:
 
 
 def fullest_slice(question: Question) -> tuple[Shape, int]:
-    """The shape of the fullest slice of an optimizer step that `tokens_per_slice` allows, and how many there are."""
+    """The shape of the fullest slice of an optimizer step that `tokens_per_slice` allows, and how many there are at least.
+
+    Over many steps a slice comes up into which one group more goes, because a few responses are shorter; so one that would fit
+    with responses a twentieth shorter is in it, as long as the limit then lets them be.
+    """
     config, prompt, response = question.config, question.prompt, question.response
     budget, limit = config.budget, config.engines.tokens_per_slice
     groups, samples = -(-budget.prompts_per_step // budget.optimizer_steps_per_pass), budget.samples_per_prompt
-    whole = prompt + samples * response
-    if whole <= limit:
-        together = min(groups, limit // whole)
-        return Shape(together, samples, prompt, response), -(-groups // together)
-    rows = min(samples, max(1, (limit - prompt) // response))
-    return Shape(1, rows, prompt, response), groups * -(-samples // rows)
+    shorter = max(1, round((1 - VARIES) * response))
+    if prompt + samples * shorter <= limit:
+        together = min(groups, limit // (prompt + samples * shorter))
+        room = (limit // together - prompt) // samples
+        return Shape(together, samples, prompt, min(response, room)), -(-groups // together)
+    rows = min(samples, max(1, (limit - prompt) // shorter))
+    room = response if rows == 1 else (limit - prompt) // rows
+    return Shape(1, rows, prompt, min(response, room)), groups * -(-samples // rows)

@@ -71,6 +71,11 @@ class Shape:
         """Responses."""
         return self.groups * self.samples
 
+    @property
+    def tokens(self) -> int:
+        """Prompts, once per group, and responses."""
+        return self.groups * self.prompt + self.rows * self.response
+
 
 class Rehearsal:
     """Runs sampler and scorer on a model of a given configuration that has shapes and no content."""
