@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from covey.preflight.finding import Finding
+from covey.tasks.mixture import sources_of
 from covey.types import Prompt
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ class Rows:
 
 
 def gather(task: Task, seed: int) -> Rows:
-    """The prompts of a task. Raises MissingInputError and DataError for data that cannot be used."""
+    """The prompts of a task, of every source where it has several. Raises MissingInputError and DataError for unusable data."""
     size = task.size
-    train = tuple(task.train(seed, index) for index in range(DRAWN if size is None else size))
+    parts = [(part, part.size) for part in sources_of(task)]
+    train = tuple(part.train(seed, index) for part, own in parts for index in range(DRAWN if own is None else own))
     held = tuple((name, tuple(prompts)) for name, prompts in task.held_out(seed).items())
     return Rows(train, held, endless=size is None)
 

@@ -124,11 +124,6 @@ class MixedReward:
         if hasattr(reward, "check"):
             reward.check(prompt)
 
-    @property
-    def isolated(self) -> bool:
-        """Whether a source's reward asks for processes of its own."""
-        return any(getattr(reward, "isolated", True) for reward in self.rewards.values())
-
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[Score]:
         """The scores of the source's own reward; components of other sources are absent."""
         return await self.rewards[prompt.task].score(prompt, rollouts)
