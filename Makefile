@@ -28,7 +28,7 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev  ## write the generated pages and build the site, strictly, in site/
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementation in the same run
 	$(BIN)/python -m benchmarks.sampling
