@@ -51,7 +51,9 @@ def _head(audit: Audit, name: str) -> Finding:
     if audit.constant:
         value = next(iter((*audit.gold.values(), *audit.probes.values())))
         if value == 0:
-            return Finding("reward", "warn", f"{name} says 0 to gold answers in {len(audit.gold)} forms as to wrong ones", OWN)
+            return Finding(
+                "reward", "warn", f"{name} says 0 to gold answers in {len(audit.gold)} forms as to wrong ones", OWN
+            )
         found = f"{name} says {value:.2f} whatever the response: there is nothing to learn"
         return Finding("reward", "bad", found, "Does it read `completion`?")
     if not audit.answered:
