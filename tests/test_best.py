@@ -69,6 +69,11 @@ def test_a_metric_that_evaluations_lack_is_told_with_those_they_have():
         Best(metric="eval/acuracy").after(ROWS, 0)
 
 
+def test_a_run_without_held_out_problems_has_no_best():
+    with pytest.raises(DataError, match=r"^budget\.best: there is no evaluation: no problems are held out"):
+        Best(metric="eval/accuracy").after({}, 0)
+
+
 def test_patience_counts_evaluations_in_a_row():
     assert not follow([1.0, 0.5, 0.5]).spent(3)
     assert follow([1.0, 0.5, 0.5, 1.0]).spent(3)

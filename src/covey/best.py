@@ -34,6 +34,8 @@ class Best:
         if self.metric not in record:
             found = f"an evaluation has no metric {self.metric!r}"
             names = sorted(name for name in record if name.startswith("eval/"))
+            if not names:
+                raise DataError("budget.best", "there is no evaluation: no problems are held out", "Hold some out.")
             hint = did_you_mean(self.metric, names)
             known = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(names)}."
             raise DataError("budget.best.metric", found, known)

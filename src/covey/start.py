@@ -114,9 +114,13 @@ def _describe(run: Run, finding: BatchFinding) -> None:
 
 
 def _checkpoint_bytes(config: RunConfig, parts: Parts) -> int:
-    """Weights and two moments in every checkpoint that stays, one more while it is written, and the model at the end."""
+    """Weights and two moments in every checkpoint that stays, one more while it is written, the model at the end, and the best.
+
+    The best model is there twice while it is replaced.
+    """
     size = DTYPES[config.model.dtype].itemsize * parts.parameters
-    return size * (3 * (config.budget.checkpoint_keep + 1) + 1)
+    best = 0 if config.budget.best is None else 2
+    return size * (3 * (config.budget.checkpoint_keep + 1) + 1 + best)
 
 
 def train(

@@ -142,7 +142,9 @@ class Console:
         before, self._before = self._before, self._before or dict(record)
         if not any(name.startswith("eval/") for name in record):
             if before is None:
-                self._print(Text("eval  no problems are held out: set task.held_share or task.held_data", style="green"))
+                self._print(
+                    Text("eval  no problems are held out: set task.held_share or task.held_data", style="green")
+                )
             return
         self._print(
             Text(f"eval  after step {step}: {describe(record, before, ascii_only=self.ascii_only)}", style="green")

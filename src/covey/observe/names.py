@@ -79,7 +79,11 @@ TABLE: tuple[Name, ...] = (
     Name("eval/high*", "share", "upper end of the 95 % interval of the accuracy"),
     Name("eval/pass@*", "share", "unbiased pass@k, and its standard error (_se)"),
     Name("eval/pass^*", "share", "chance that all k samples are right, and its standard error (_se)"),
-    Name("eval/maj@*", "share", "chance that the most frequent answer of k samples is right, and its standard error (_se)"),
+    Name(
+        "eval/maj@*",
+        "share",
+        "chance that the most frequent answer of k samples is right, and its standard error (_se)",
+    ),
     Name("eval/mixed*", "share", "problems with right and wrong samples"),
     Name("eval/truncated*", "share", "samples that hit the token budget"),
     Name("eval/failed*", "share", "samples that could not be scored; they count as wrong"),
