@@ -42,9 +42,10 @@ class Best:
         value = float(record[self.metric])
         if not self._improves(value):
             return replace(self, since=self.since + 1)
-        ends = {end: _finite(record.get(self.metric.replace("/accuracy", f"/{end}", 1))) for end in ("low", "high")}
-        ends = ends if "/accuracy" in self.metric else {"low": None, "high": None}
-        return replace(self, step=step, value=value, since=0, **ends)
+        if "/accuracy" not in self.metric:
+            return replace(self, step=step, value=value, since=0, low=None, high=None)
+        low, high = (_finite(record.get(self.metric.replace("/accuracy", f"/{end}", 1))) for end in ("low", "high"))
+        return replace(self, step=step, value=value, since=0, low=low, high=high)
 
     def _improves(self, value: float) -> bool:
         if not math.isfinite(value):

@@ -174,6 +174,9 @@ def test_what_a_kill_kept_from_a_tracker_comes_from_the_files(name, tmp_path):
     """The tracker was told of two steps of five when the machine went down, or it is named for the first time on resume."""
     folder, project = tmp_path / "gap-1", f"{name}-gap"
     play(folder, name, 1, 2, project=project)
+    state = json.loads((folder / "trackers.json").read_text())
+    state[name] |= {"told": {"step": 2, "evaluation": 2}, "ended": False}
+    (folder / "trackers.json").write_text(json.dumps(state))
     sink = RunSink(folder)
     for step in (3, 4, 5):
         sink.write("step", step_record(step))
@@ -297,6 +300,24 @@ def test_a_service_that_is_not_there_is_said_soon(monkeypatch, tmp_path):
     with clients._variable("COVEY_TEST_RETRIES", "3"):
         assert os.environ["COVEY_TEST_RETRIES"] == "9"
     assert os.environ["COVEY_TEST_RETRIES"] == "9"
+
+
+def test_one_that_cannot_start_ends_those_that_could(monkeypatch, tmp_path):
+    closed = []
+
+    class Good(Fake):
+        def close(self, *, failed):
+            closed.append(failed)
+
+    class Bad(Fake):
+        def told(self):
+            raise ConnectionError("no route")
+
+    monkeypatch.setitem(CLIENTS, "good", Good)
+    monkeypatch.setitem(CLIENTS, "bad", Bad)
+    with pytest.raises(OutputError, match=r"^tracker bad: could not start \(ConnectionError: no route\)\. Mend it"):
+        open_trackers(["good", "bad"], card(tmp_path / "run"))
+    assert closed == [True]
 
 
 # A whole run that is killed

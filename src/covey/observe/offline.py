@@ -17,13 +17,12 @@ def read_history(folder: Path, run_id: str) -> Iterator[tuple[int, set[str]]]:
     """Step and names of every row of a run's offline files."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for path in sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")):
-        for data in read_log(path.read_bytes()):
-            record = Record.FromString(data)
-            if record.HasField("history"):
-                row = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
-                if "_step" in row:
-                    yield int(row["_step"]), set(row)
+    files = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))
+    records = (Record.FromString(data) for file in files for data in read_log(file.read_bytes()))
+    for record in records:
+        row = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        if "_step" in row:
+            yield int(row["_step"]), set(row)
 
 
 def read_log(data: bytes) -> Iterator[bytes]:

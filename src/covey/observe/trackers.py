@@ -26,7 +26,7 @@ from covey.observe.records import read_records
 WAITING = 20_000
 """Records that may wait for a tracker; what comes while so many wait is left out, and counted."""
 STATE = "trackers.json"
-"""The trackers' own ids of the run and, by kind of record, the last step that each was told."""
+"""The trackers' own ids of the run, by kind of record the last step that each was told, and whether it ended in order."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -74,26 +74,27 @@ class Trackers:
 
 def open_trackers(names: Sequence[str], card: Card) -> Trackers:
     """Start each tracker's run, or go on with it. Raises OutputError for a tracker that cannot start."""
-    told = _read_state(card.folder)
+    state = _read_state(card.folder)
     mirrors: list[Mirror] = []
     try:
         for name in names:
-            mine = told.get(name, {})
-            client = _begin(name, replace(card, id=mine.get("id"), told=mine.get("told", {})))
-            mirrors.append(
-                Mirror(name, client, card.folder, mine.get("told", {}) if mine.get("id") == client.id else {})
-            )
+            mirrors.append(_begin(name, card, state.get(name, {})))
     except CoveyError:
-        Trackers(mirrors).close()
+        for mirror in mirrors:
+            with suppress(Exception):  # the first mistake is what has to be said
+                mirror.client.close(failed=True)
         raise
     for mirror in mirrors:
         mirror.start(_rows(card.folder))
     return Trackers(mirrors)
 
 
-def _begin(name: str, card: Card) -> Client:
+def _begin(name: str, card: Card, before: Mapping[str, Any]) -> Mirror:
+    """A tracker's run, or the one that it had `before`; after a kill its store is asked what it really kept."""
     try:
-        return CLIENTS[name](card)
+        client = CLIENTS[name](replace(card, id=before.get("id"), told=before.get("told", {})))
+        told = dict(before["told"]) if before.get("id") == client.id else {}
+        return Mirror(name, client, card.folder, told if told and before["ended"] else told | client.told())
     except CoveyError:
         raise
     except Exception as error:
@@ -128,7 +129,7 @@ class Mirror:
 
     def __init__(self, name: str, client: Client, folder: Path, told: Mapping[str, int]) -> None:
         self.name, self.client, self.folder = name, client, folder
-        self.told = dict(told) | client.told()
+        self.told, self.ended = dict(told), False
         self.lost = 0
         self._failed = False
         self._said: list[str] = []
@@ -174,6 +175,8 @@ class Mirror:
             self._log(row)
         try:
             self.client.close(failed=self._failed)
+            self.ended = True
+            self._remember()
         except Exception as error:
             self._lose(f"{type(error).__name__}: {error!s:.160}")
 
@@ -197,7 +200,9 @@ class Mirror:
     def _remember(self) -> None:
         """Note id and progress beside the run."""
         with _writing:
-            state = _read_state(self.folder) | {self.name: {"id": self.client.id, "told": self.told}}
+            state = _read_state(self.folder) | {
+                self.name: {"id": self.client.id, "told": self.told, "ended": self.ended}
+            }
             files.write_atomic(self.folder / STATE, (json.dumps(state, indent=1, sort_keys=True) + "\n").encode())
 
 
