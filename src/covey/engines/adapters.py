@@ -215,10 +215,10 @@ def merge_adapter(model: nn.Module) -> nn.Module:
 def settings(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What of an adapted model's layers, besides tensors, decides about outputs; for comparing two copies."""
     return {
-        name: {
+        path: {
             "adapter": [] if layer.disable_adapters else list(layer.active_adapters),
             "merged": bool(layer.merged),
-            "scaling": dict(layer.scaling),
+            "scaling": {name: layer.scaling[name] for name in layer.active_adapters},
         }
-        for name, layer in adapted_layers(model)
+        for path, layer in adapted_layers(model)
     }
