@@ -32,6 +32,7 @@ from covey.start import train
 from covey.target import Target, find_target, portable
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
     "steps": 2,
     "budget.prompts_per_step": 2,
@@ -314,7 +315,6 @@ def small(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_push_makes_a_private_repository_and_one_commit(hub: tuple[Hub, str], small: Path) -> None:
     state, endpoint = hub
     done = call(small, endpoint, HF_TOKEN="hf_secret")
@@ -325,7 +325,6 @@ def test_a_push_makes_a_private_repository_and_one_commit(hub: tuple[Hub, str], 
     assert state.files == {name: (small / name).read_bytes() for name in ("README.md", "config.json")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "words"),
     [(401, "token that may write to me"), (403, "token that may write to me"), (500, "push it later")],
@@ -341,7 +340,6 @@ def test_a_hub_that_refuses_is_one_line(hub: tuple[Hub, str], small: Path, statu
     assert done.stdout.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_without_network_or_token_a_push_is_refused_before_anything_is_written(small: Path) -> None:
     done = call(small, "http://127.0.0.1:9", HF_TOKEN="hf_secret")
     assert (done.returncode, "it does not answer" in done.stdout) == (69, True), done

@@ -21,6 +21,7 @@ from covey.target import find_target, split_words
 from tests.engines.served import Served, serve
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 Result = tuple[int, str, str]
 FEW = ("budget.eval_problems=3", "engines.threads=1")
 SMALL: dict[str, Any] = {
