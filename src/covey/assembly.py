@@ -20,6 +20,7 @@ from covey.engines.cluster import Cluster
 from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner, inner
 from covey.engines.loading import LoadedModel, ModelOptions, load_model
 from covey.engines.probe import choose_threads
+from covey.engines.quantize import count_rounded
 from covey.engines.reference import AdapterScorer, Follower, parameters_of
 from covey.engines.sampler import HFSampler
 from covey.engines.schedule import learning_rate
@@ -101,7 +102,8 @@ def assemble(config: RunConfig, task: Task, world: World) -> Parts:
     speech = Speech(loaded.render, loaded.decode, loaded.think)
     _fits(task, config, loaded)
     numbers = [(value.numel(), value.requires_grad) for value in loaded.model.parameters()]
-    parameters, trained = sum(n for n, _ in numbers), sum(n for n, wanted in numbers if wanted)
+    parameters = sum(n for n, _ in numbers) + count_rounded(loaded.model)
+    trained = sum(n for n, wanted in numbers if wanted)
     sampler = _sampler(config, loaded, world)
     cluster = _cluster(config, loaded, world, sampler)
     prompts = Prompts(task, config.budget.seed)

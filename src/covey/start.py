@@ -15,6 +15,7 @@ from covey.callbacks import Callback, Callbacks
 from covey.config import RunConfig, resolve
 from covey.config.changes import refuse_changes
 from covey.config.paths import anchor
+from covey.engines.adapters import exact_dtype
 from covey.engines.loading import DTYPES
 from covey.engines.probe import BatchFinding, probe_batch
 from covey.engines.world import World
@@ -114,13 +115,19 @@ def _describe(run: Run, finding: BatchFinding) -> None:
 
 
 def _checkpoint_bytes(config: RunConfig, parts: Parts) -> int:
-    """Weights and two moments in every checkpoint that stays, one more while it is written, the model at the end, and the best.
+    """What checkpoints and models will take on the disk.
 
-    The best model is there twice while it is replaced.
+    Trained weights, two moments and a moving reference in every checkpoint that stays, one more while it is written; the model
+    at the end; and the best one, which is there twice while it is replaced.
     """
-    size = DTYPES[config.model.dtype].itemsize * parts.parameters
+    size = (
+        exact_dtype(DTYPES[config.model.dtype]).itemsize
+        if parts.loaded.adapted
+        else DTYPES[config.model.dtype].itemsize
+    )
     best = 0 if config.budget.best is None else 2
-    return size * (3 * (config.budget.checkpoint_keep + 1) + 1 + best)
+    copies = 3 + (config.recipe.reference.kind != "initial")
+    return size * parts.trained * (copies * (config.budget.checkpoint_keep + 1) + 1 + best)
 
 
 def train(

@@ -34,6 +34,11 @@ def quantize_linear(model: nn.Module, form: str) -> None:
     model.requires_grad_(False)
 
 
+def count_rounded(model: nn.Module) -> int:
+    """How many numbers of a model are kept in few bits: they are no parameters."""
+    return sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, RoundedLinear))
+
+
 class RoundedLinear(nn.Linear):
     """A linear layer whose weight is kept in few bits; `weight` is what they stand for, in the layer's format."""
 
