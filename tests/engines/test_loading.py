@@ -249,7 +249,7 @@ def test_no_such_folder(source: str) -> None:
 
 
 def test_a_hub_id_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(folders, "_hub_answers", lambda: False)
+    monkeypatch.setattr(folders, "hub_answers", lambda: False)
     check("someone/no-such-model", MissingInputError, "not in the local cache, and the hub does not answer")
     check("nonsense name!", MissingInputError, "cannot be a hub id. Give a folder, 'tiny', or an id like OWNER/NAME.")
 
@@ -269,7 +269,7 @@ def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         (hub.HfHubHTTPError("out of order\nmore", response=answer), "the hub refuses it (out of order). Try again"),
         (OSError(errno.ENOSPC, "No space left"), "it cannot be stored (No space left). Make room in HF_HOME"),
     ]
-    monkeypatch.setattr(folders, "_hub_answers", lambda: True)
+    monkeypatch.setattr(folders, "hub_answers", lambda: True)
     for error, text in refusals:
 
         def download(source: str, *, local_files_only: bool, error: Exception = error, **options: object) -> str:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError, safe_open
 
 from covey.errors import ConfigError, MissingInputError, RefusedError
+from covey.hub import hub_answers
 from covey.models import find_model
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -36,7 +34,7 @@ def find_folder(source: str, where: str, *, weights: bool = True) -> Path:
     reason = "it is no folder here, not in the local cache, and the hub does not answer"
     right = "Give a folder, 'tiny', or a hub id once while online."
     wanted = [pattern for pattern in _FILES if weights or pattern != "*.safetensors"]
-    for offline in (False, True) if _hub_answers() else (True,):
+    for offline in (False, True) if hub_answers() else (True,):
         try:
             return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted, local_files_only=offline))
         except (OSError, ValueError) as error:  # not there, no access, no such id: the local cache may have it
@@ -63,20 +61,6 @@ def _explain(error: Exception) -> tuple[str, str] | None:
     if isinstance(error, OSError) and error.errno is not None:
         return f"it cannot be stored ({error.strerror})", "Make room in HF_HOME, or give a folder."
     return None
-
-
-def _hub_answers() -> bool:
-    """Whether a download can be tried at all: the hub's client goes on retrying for half a minute where there is no network."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    address = urllib.parse.urlparse(huggingface_hub.constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=3.0):
-            return True
-    except OSError:
-        return False
 
 
 def check_folder(folder: Path, where: str) -> None:
