@@ -100,6 +100,15 @@ def test_a_run_ends_when_too_many_fail(most: float, steps: list[list[dict[str, s
     assert ended == ends
 
 
+def test_components_without_weight_do_not_hide_that_nothing_is_scored() -> None:
+    rate, watched = FailureRate(1.0), [one.with_(rewards={"watched": 0.7}) for one in rolled(NONE, NONE)]
+    group, metrics = GROUP.with_(rollouts=tuple(watched)), count_failures(watched)
+    rate.note(1, metrics, [group])
+    rate.note(2, metrics, [group])
+    with pytest.raises(DataError, match="no rollout could be scored in 3 steps in a row"):
+        rate.note(3, metrics, [group])
+
+
 def test_the_end_says_how_many_and_why() -> None:
     rate, rollouts = FailureRate(0.5), rolled(BAD, BAD, BAD, {})
     group, metrics = GROUP.with_(rollouts=tuple(rollouts)), count_failures(rollouts)

@@ -58,6 +58,12 @@ def count_failures(rollouts: Sequence[Rollout]) -> dict[str, Metric]:
     return {"reward/failed": mean(len(kinds), len(rollouts)), **by_type}
 
 
+def _is_scored(rollout: Rollout) -> bool:
+    """Whether a component counts: beside nothing but None there are only components of weight 0."""
+    reasons = rollout.failures.values()
+    return bool(rollout.rewards) and (not reasons or any(type_of(reason) != "none" for reason in reasons))
+
+
 class FailureRate:
     """Ends a run whose reward fails too often: more than the share `most` of all rollouts sampled in the last steps.
 
@@ -74,7 +80,7 @@ class FailureRate:
         """Look at a finished step. Raises DataError."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         reasons = [text for rollout in rollouts for text in rollout.failures.values()]
-        self._unscored = 0 if any(rollout.rewards for rollout in rollouts) else self._unscored + 1
+        self._unscored = 0 if any(map(_is_scored, rollouts)) else self._unscored + 1
         where, right = f"step {step}", "Mend the reward; the reasons stand under `failures` in rollouts/."
         if self._unscored >= WINDOW:
             reason = reasons[0] if reasons else "no component"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -19,7 +20,8 @@ class Mix(Component):
     """The components of several rewards side by side; a name that occurs again gets a number: `correct`, `correct_2`.
 
     A component for which its function returned None is left out of that rollout's sum, and the weights of the others stay. A
-    rollout for which all of them did, or with a failure of another type in any of them, is not scored.
+    rollout for which all with a weight did, or with a failure of another type in any of them, is not scored. Of facts of one
+    name the first reward's stays.
     """
 
     rewards: tuple[Any, ...] = Field(description="rewards: kinds, FILE.py:function, or both", min_length=1)
@@ -49,7 +51,21 @@ class Mix(Component):
                 said = f"{len(scores)} scores for the {len(rollouts)} rollouts of prompt {prompt.id}"
                 raise DataError("reward", said, "Return one score per rollout, in order.")
         names = name_apart(self.rewards)
-        return [_join(names, [scores[place] for scores in found]) for place in range(len(rollouts))]
+        return [self._join(names, [scores[place] for scores in found]) for place in range(len(rollouts))]
+
+    def _join(self, names: Sequence[Mapping[str, str]], scores: Sequence[Score]) -> Score:
+        """The scores that several rewards gave one rollout."""
+        values: dict[str, float] = {}
+        failures: dict[str, str] = {}
+        facts: dict[str, Any] = {}
+        for new, score in zip(names, scores, strict=True):
+            values |= {new.get(name, name): value for name, value in score.values.items()}
+            failures |= {new.get(name, name): reason for name, reason in score.failures.items()}
+            facts = {**score.facts, **facts}
+        real = {name: reason for name, reason in failures.items() if type_of(reason) != "none"}
+        if real or any(self.weights.get(name, 1.0) for name in values):  # else a sum of nothing would pass as 0
+            failures = real
+        return Score(values, failures, facts, "\n".join(score.detail for score in scores if score.detail))
 
     def check(self, prompt: Prompt) -> None:
         """Raises DataError where one of them cannot read the prompt's row."""
@@ -60,13 +76,14 @@ class Mix(Component):
 
 def name_apart(rewards: Sequence[Any]) -> list[dict[str, str]]:
     """For each reward its components' own names and the names they have in the mix."""
-    used: dict[str, int] = {}
+    used: set[str] = set()
     named: list[dict[str, str]] = []
     for reward in rewards:
         names = {}
         for own in dict(getattr(reward, "weights", {})) or {"reward": 1.0}:
-            used[own] = used.get(own, 0) + 1
-            names[own] = own if used[own] == 1 else f"{own}_{used[own]}"
+            numbered = (f"{own}_{number}" for number in count(2))
+            names[own] = own if own not in used else next(name for name in numbered if name not in used)
+            used.add(names[own])
         named.append(names)
     return named
 
@@ -87,21 +104,6 @@ def _settle(weights: Any, rewards: Sequence[Any]) -> dict[str, float]:
         found = f"{len(weights)} weights for {len(rewards)} rewards"
         raise ConfigError("reward.weights", found, "Give one for each, in order.")
     return {new: factor * whole[new] for factor, names in zip(weights, named, strict=True) for new in names.values()}
-
-
-def _join(names: Sequence[Mapping[str, str]], scores: Sequence[Score]) -> Score:
-    """The scores that several rewards gave one rollout."""
-    values: dict[str, float] = {}
-    failures: dict[str, str] = {}
-    facts: dict[str, Any] = {}
-    for new, score in zip(names, scores, strict=True):
-        values |= {new.get(name, name): value for name, value in score.values.items()}
-        failures |= {new.get(name, name): reason for name, reason in score.failures.items()}
-        facts |= score.facts
-    real = {name: reason for name, reason in failures.items() if type_of(reason) != "none"}
-    if values or real:
-        failures = real
-    return Score(values, failures, facts, "\n".join(score.detail for score in scores if score.detail))
 
 
 def weigh(rewards: Any, weights: Any) -> Mix:
