@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covey.errors import ConfigError, MissingInputError
+from covey.errors import ConfigError, DataError, MissingInputError
 from covey.registry import build, dump
 from covey.rewards import ExactMatch, FunctionReward, NumberMatch, build_reward, load_function, wrap_function
 from covey.rewards.match import last_number
@@ -85,8 +85,12 @@ def by_column(completion: str, source: str, scale: float = 2.0) -> float:
     return scale * (source == "web")
 
 
-def everything(**columns: Any) -> float:
-    return float(set(columns) >= {"completion", "answer", "prompt", "source"})
+def everything(completion: str, **columns: Any) -> float:
+    return float(set(columns) >= {"answer", "prompt", "source"})
+
+
+def only_columns(**columns: Any) -> list[float]:
+    return [float({"completions", "prompts", "source"} <= set(columns)) for _ in columns["completions"]]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,7 @@ def everything(**columns: Any) -> float:
         (slow_length, 0.1),
         (by_column, 2.0),
         (everything, 1.0),
+        (only_columns, 1.0),
     ],
 )
 def test_functions_are_called_by_the_names_of_their_parameters(function: Callable[..., Any], value: float) -> None:
@@ -154,12 +159,29 @@ def test_a_function_cannot_change_the_prompt() -> None:
     assert given.meta["tags"] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["completoin", "answers", "promptt", "completion_s"])
-def test_near_misses_of_a_parameter_are_errors(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("completoin", "completion"),
+        ("promptt", "prompt"),
+        ("completion_s", "completions"),
+        ("completions_ids", "completion_ids"),
+    ],
+)
+def test_near_misses_of_a_parameter_are_errors(name: str, meant: str) -> None:
     space: dict[str, Any] = {}
     exec(f"def f({name}): return 1.0", space)
-    with pytest.raises(ConfigError, match=f"unknown parameter '{name}'. Did you mean '{name[:4]}"):
+    with pytest.raises(ConfigError, match=f"unknown parameter '{name}'. Did you mean '{meant}'"):
         wrap_function(space["f"])
+
+
+def test_a_column_may_be_called_nearly_as_the_answer() -> None:
+    def accepts(completion: str, answers: list[str]) -> float:
+        return float(completion in answers)
+
+    assert score(wrap_function(accepts), "4", answers=["4", "four"]).values == {"accepts": 1.0}
+    with pytest.raises(DataError, match=r"no column 'answers'. Did you mean 'answer'"):
+        wrap_function(accepts).check(prompt())
 
 
 def test_positional_parameters_are_errors() -> None:
@@ -228,3 +250,7 @@ def test_rewards_by_name_and_object() -> None:
     assert isinstance(build_reward(by_column), FunctionReward)
     with pytest.raises(ConfigError):
         build_reward(3)
+    with pytest.raises(ConfigError, match=r"reward=reward_model reward.path=owner/judge"):
+        build_reward("owner/judge")
+    with pytest.raises(ConfigError, match=r"Linear is a model. Give RewardModel"):
+        build_reward(torch.nn.Linear(1, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from covey.cli import main
 from covey.errors import ConfigError, DataError
 from covey.rewards import build_reward
 from covey.rewards.pool import Isolated, Limits, advance
+from covey.tasks import from_rows
 from covey.types import Prompt
 from tests.rewards import trl_style
 from tests.rewards.scored import prompt, rollout, score, values
@@ -95,6 +97,8 @@ def test_verls_function(meta: dict[str, Any], answer: str | None) -> None:
     assert first.facts == {"acc": True, "source": "gsm8k", "level": 2}
     (plain,) = score(compute_score, "4")
     assert plain.facts["source"] == "rows"
+    (bare,) = score(lambda solution_str, extra_info: extra_info.get("level", 7), "4")
+    assert list(bare.values.values()) == [7.0]
 
 
 def judge(completion: str, answer: str) -> Any:
@@ -135,9 +139,50 @@ def test_several_with_weights() -> None:
     assert found[1].failures == {"crashes": "crash: it left with exit code 1"}
 
 
+def nothing(completions: list[str]) -> list[None]:
+    return [None for _ in completions]
+
+
+def watched(completions: list[str]) -> list[float]:
+    return [0.7 for _ in completions]
+
+
+def test_a_sum_of_nothing_is_no_zero() -> None:
+    """What is left has weight 0: the rollout is not scored, and not worth 0."""
+    (found,) = score({"kind": "mix", "rewards": [nothing, watched], "weights": [1.0, 0.0]}, "4")
+    assert (found.values, found.failures) == ({"watched": 0.7}, {"nothing": "none: returned None, not scorable"})
+
+
+def test_facts_of_the_first_reward_stay() -> None:
+    (found,) = score({"kind": "mix", "rewards": ["number", judge, "exact_match"]}, "so 4", given=prompt("5"))
+    assert found.facts == {"answer": "4", "distance": 2}
+
+
+def test_columns_of_a_row_as_trl_gives_them() -> None:
+    """A number stays one, and columns with a meaning of their own arrive too."""
+
+    def count(completions: list[str], answer: list[int], id: list[int], **kwargs: Any) -> list[float]:
+        return [float(int(text) == gold and own == 3) for text, gold, own in zip(completions, answer, id, strict=True)]
+
+    def boxed(completions: list[str], solution: list[str]) -> list[float]:
+        return [float(text == gold) for text, gold in zip(completions, solution, strict=True)]
+
+    row = {"prompt": "2+2?", "answer": 4, "id": 3, "solution": "4"}
+    (first,) = score(count, "4", given=from_rows([row], held_share=0).train(0, 0))
+    (second,) = score(boxed, "4", given=from_rows([row], held_share=0, answer_column="solution").train(0, 0))
+    assert (first.values, second.values) == ({"count": 1.0}, {"boxed": 1.0})
+    (third,) = score(judge, "4", given=from_rows([row], held_share=0, keep_columns=[]).train(0, 0))
+    assert third.detail == "right"  # for one response the answer is text
+
+
 def test_names_of_a_mix_are_its_own() -> None:
     reward = build_reward([f"{FILE}:length_reward", f"{FILE}:length_reward", "exact_match", "number"])
     assert list(reward.weights) == ["length_reward", "length_reward_2", "correct", "correct_2"]  # type: ignore[attr-defined]
+    functions = [functools.partial(lambda completion, value: value, value=value) for value in (1.0, 2.0, 3.0)]
+    for function, name in zip(functions, ("f", "f", "f_2"), strict=True):
+        function.func.__name__ = name
+    (found,) = score(functions, "4")
+    assert sorted(found.values.values()) == [1.0, 2.0, 3.0]
     with pytest.raises(ConfigError, match=r"reward.weights: 1 weights for 2 rewards. Give one for each, in order."):
         build_reward({"kind": "mix", "rewards": ["exact_match", "number"], "weights": [1.0]})
     with pytest.raises(

@@ -34,7 +34,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     row = ROWS[int(prompt.id.removeprefix("rows/q"))]
     assert prompt.messages == (Message("user", str(row["prompt"])),)
     assert prompt.answer == str(row["answer"])
-    assert dict(prompt.meta) == {"topic": "sums"}
+    assert dict(prompt.meta) == {"id": row["id"], "topic": "sums", "answer": row["answer"]}
     assert isinstance(task.reward, ExactMatch)
     (score,) = asyncio.run(
         task.reward.score(prompt, [Rollout(RolloutKey("x", 0), (), Stop.END, 9, prompt.answer or "")])
@@ -324,6 +324,9 @@ def test_the_digest_says_what_was_read(tmp_path: Path) -> None:
     others = [from_rows([*ROWS[:-1], {**ROWS[-1], **change}]).digest for change in changes]
     others += [from_rows(ROWS[:-1]).digest, from_rows(ROWS[::-1]).digest]
     assert len({first, *others}) == len(changes) + 3
+    ordered = [[{**row, "level": at * sign} for at, row in enumerate(ROWS)] for sign in (1, -1)]
+    up, down = (from_rows(rows, order="level", keep_columns=[]).digest for rows in ordered)
+    assert up != down
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

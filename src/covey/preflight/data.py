@@ -61,7 +61,7 @@ def _count(rows: Rows) -> Finding:
     held = sum(len(prompts) for _, prompts in rows.held)
     columns = list(dict.fromkeys(name for prompt in rows.all for name in prompt.meta))
     answered = sum(prompt.answer is not None for prompt in rows.all)
-    own = ["prompt", *(["answer"] if answered else []), *columns]
+    own = dict.fromkeys(["prompt", *(["answer"] if answered else []), *columns])
     sets = f" in {len(rows.held)} sets" if len(rows.held) > 1 else ""
     train = "a new problem for every place" if rows.endless else f"{len(rows.train)} rows to train on"
     line = f"{train}, {held} held out{sets}; columns {' '.join(own)}"

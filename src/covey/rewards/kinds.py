@@ -18,6 +18,10 @@ def build_reward(value: Any, where: str = "reward") -> Reward:
     if hasattr(value, "score"):
         reward: Reward = value
         return reward
+    if hasattr(value, "state_dict"):
+        raise ConfigError(
+            where, f"{type(value).__name__} is a model", "Give RewardModel(path=...) its folder or hub id."
+        )
     if isinstance(value, Callable):  # type: ignore[arg-type]
         return wrap_function(value)
     if isinstance(value, (list, tuple)):
@@ -26,6 +30,7 @@ def build_reward(value: Any, where: str = "reward") -> Reward:
         return FunctionReward(function=value)
     if isinstance(value, str) and value not in kinds("reward"):
         known = did_you_mean(value, set(kinds("reward")) - {"function", "mix"})
-        raise ConfigError(where, f"there is no reward '{value}'", f"{known} Or name FILE.py:function.")
+        right = f"A model is reward=reward_model reward.path={value}." if "/" in value else known
+        raise ConfigError(where, f"there is no reward '{value}'", f"{right} Or name FILE.py:function.")
     built: Reward = build("reward", value, where)  # type: ignore[assignment]
     return built

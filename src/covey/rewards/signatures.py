@@ -107,14 +107,15 @@ def _find_form(parameters: Mapping[str, inspect.Parameter], where: str) -> Form:
         )
     if "solution_str" in parameters:
         return "solution"
-    return "group" if any(name in parameters for name in MANY) else "response"
+    open_only = "completion" not in parameters and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return "group" if open_only or any(name in parameters for name in MANY) else "response"
 
 
 def _refuse_near_misses(signature: Signature, where: str) -> None:
-    known = {"response": ONE, "group": MANY, "solution": SOLUTION}[signature.form]
+    known = {"response": (*ONE, *MANY), "group": MANY, "solution": SOLUTION}[signature.form]
     for name, parameter in signature.parameters.items():
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if near and name not in known and _required(parameter):
+        if near and near != ["answer"] and name not in known and _required(parameter):  # `answers` may be a column
             raise ConfigError(where, f"unknown parameter '{name}'", f"Did you mean '{near[0]}'?")
 
 
@@ -145,7 +146,7 @@ def columns_of_solution(prompt: Prompt, completion: str) -> dict[str, Any]:
     model = meta.get("reward_model")
     gold = meta.get("ground_truth", model.get("ground_truth") if isinstance(model, Mapping) else None)
     return {
-        "extra_info": None,
+        "extra_info": {},
         "data_source": prompt.task,
         **meta,
         "solution_str": completion,
@@ -156,7 +157,8 @@ def columns_of_solution(prompt: Prompt, completion: str) -> dict[str, Any]:
 def columns_of_group(prompt: Prompt, rollouts: Sequence[Rollout], state: TrainerState, log: Log) -> dict[str, Any]:
     """What a function that scores all responses of a prompt may ask for: lists with one entry per response.
 
-    Prompts and completions are texts where the row's prompt was a text, and lists of messages where it was messages.
+    Prompts and completions are texts where the row's prompt was a text, and lists of messages where it was messages. An
+    answer is what the row has: a number stays one.
     """
     count = len(rollouts)
     columns: dict[str, Any] = {name: [copy.deepcopy(value) for _ in rollouts] for name, value in prompt.meta.items()}
@@ -170,7 +172,7 @@ def columns_of_group(prompt: Prompt, rollouts: Sequence[Rollout], state: Trainer
         completions = list(texts)
     return {
         **columns,
-        "answer": [prompt.answer] * count,
+        "answer": columns.get("answer", [prompt.answer] * count),
         "prompts": prompts,
         "completions": completions,
         "completion_ids": [

@@ -58,8 +58,8 @@ class Columns:
         return tuple(dict.fromkeys([*named, *(name.partition(".")[0] for name in named)]))
 
     def travels(self, name: str) -> bool:
-        """Whether a column goes to the reward as it is."""
-        return name not in (self.prompt, self.answer, self.id) and (self.keep is None or name in self.keep)
+        """Whether a column goes to the reward under its own name; the gold answer goes as `answer` in any case."""
+        return name not in (self.prompt, "answer") and (self.keep is None or name in self.keep)
 
 
 @dataclass(slots=True)
@@ -120,12 +120,13 @@ def check_row(value: Any, where: str, columns: Columns) -> Row:
         raise _absent(where, columns.answer, value, "answer_column")
     messages = check_prompt(prompt, where, columns.prompt)
     own = _check_id(row, where, columns.id)
+    number = {"answer": answer} if isinstance(answer, int | float) else {}  # TRL's functions are given it as it is
     return Row(
         id=own or "",
         family=own or _digest(messages),
         messages=messages,
         answer=_check_answer(None if answer is _ABSENT else answer, where, columns),
-        meta={name: item for name, item in row.items() if columns.travels(name)},
+        meta={name: item for name, item in row.items() if columns.travels(name)} | number,
         conversational=not isinstance(prompt, str),
         order=None if columns.order is None else _check_order(row, where, columns.order),
     )
