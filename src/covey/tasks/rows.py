@@ -283,5 +283,6 @@ def _digest(*parts: Sequence[Row]) -> str:
         digest.update(f"{len(rows)} rows".encode())
         for row in rows:
             said = [(message.role, message.content) for message in row.messages]
-            digest.update(repr((row.id, said, row.answer, row.meta, row.conversational)).encode())
+            order = () if row.order is None else (row.order,)
+            digest.update(repr((row.id, said, row.answer, row.meta, row.conversational, *order)).encode())
     return digest.hexdigest()
