@@ -335,7 +335,7 @@ def test_columns_arrive_as_they_are() -> None:
     }
     given = prompt(**meta, number=np.float64(0.1), text="\ud800 é")
 
-    def f(**columns: Any) -> float:
+    def f(completion: str, **columns: Any) -> float:
         return float(all(columns[name] == value and type(columns[name]) is type(value) for name, value in meta.items()))
 
     assert values(score(f, "a", given=given)) == [1.0]
@@ -348,7 +348,7 @@ def test_a_column_that_cannot_be_handed_over() -> None:
     with pytest.raises(DataError) as caught:
         wrap_function(lambda completion, image: 1.0).check(given)
     assert "column 'image' of p/0: builtins.object cannot be handed to another process" in str(caught.value)
-    assert values(score(lambda name, **columns: float("image" in columns), "a", given=given)) == [0.0]
+    assert values(score(lambda completion, name, **columns: float("image" in columns), "a", given=given)) == [0.0]
 
 
 class Tournament:
@@ -497,6 +497,25 @@ def test_a_pool_that_is_closed_lets_its_calls_end() -> None:
         return await call
 
     assert all(reason.startswith("crash: ") for reason in values(asyncio.run(ask())))
+
+
+def test_a_nursery_that_still_loads_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text("import sys, time\nif sys.argv[0] == '-c':\n    time.sleep(60)\ndef f(completion): return 1.0\n")
+    pool = Isolated(build_reward(f"{file}:f"), Limits(workers=1))
+    asking = threading.Thread(target=lambda: _try(pool), daemon=True)
+    asking.start()
+    time.sleep(1.0)
+    begin = time.monotonic()
+    pool.close()
+    asking.join(10)
+    assert time.monotonic() - begin < 10
+    assert not asking.is_alive()
+
+
+def _try(pool: Isolated) -> None:
+    with suppress(DataError):
+        asyncio.run(pool.score(prompt(), rollouts("a")))
 
 
 def test_core_files_are_not_written(tmp_path: Path) -> None:

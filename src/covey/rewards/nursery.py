@@ -81,7 +81,10 @@ class Nursery:
                 return None
 
     def close(self) -> None:
-        """End the nursery, which ends its workers."""
+        """End the nursery, which ends its workers; one that still loads has none, and is not waited for."""
+        if not (self._ready or self._closed):
+            with suppress(OSError):
+                os.kill(self._pid, signal.SIGKILL)
         with self._lock:
             self._closed = True
             self._end()
@@ -123,8 +126,8 @@ class Nursery:
             name = type(self._reward).__name__
             raise DataError("reward", f"the process of {name} was killed", "Look for what killed it; memory?")
         self._end()
-        self._ready = False
         self._start()
+        self._ready = False
 
     def _end(self) -> None:
         self._channel.close()
