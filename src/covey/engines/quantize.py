@@ -28,9 +28,11 @@ def quantize_linear(model: nn.Module, form: str) -> None:
     linear = linear_modules(model)
     if not linear:
         raise ConfigError("model.quantize", f"{type(model).__name__} has no linear layers to round", "Leave it out.")
-    for name, module in linear.items():
+    for name in list(linear):
         parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, RoundedLinear(module, form))
+        setattr(model.get_submodule(parent), own, RoundedLinear(linear.pop(name), form))
+    for value in model.parameters():  # a view of the weights' file would keep the whole file in memory
+        value.data = value.data.clone()
     model.requires_grad_(False)
 
 
@@ -68,7 +70,7 @@ class RoundedLinear(nn.Linear):
         if self.form == "nf4":
             spread: Tensor = import_bitsandbytes().functional.dequantize_4bit(self.packed, self.state)
             return spread.to(self.dtype)
-        return (self.packed.float() * self.scale).to(self.dtype)
+        return self.packed.float().mul_(self.scale).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + b. The backward pass spreads the weight out once more, so that none of them is held in between."""
