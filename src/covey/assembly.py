@@ -244,7 +244,9 @@ def _improver(config: RunConfig, cluster: Cluster, weights: Mapping[str, float])
 
 def _fits(task: Task, config: RunConfig, loaded: LoadedModel) -> None:
     """Refuse prompts that leave no room in the model's context for a response: the first one, or the longest of a finite task."""
-    prompt = max(_known_prompts(task, config.budget.seed), key=_characters)
+    prompts = _known_prompts(task, config.budget.seed)
+    _check_columns(task.reward, prompts)
+    prompt = max(prompts, key=_characters)
     context = getattr(loaded.model.config, "max_position_embeddings", None)
     tokens, response = _count_tokens(prompt, loaded, enough=context), config.budget.sampling.max_tokens
     if context is None:
@@ -274,6 +276,13 @@ def _known_prompts(task: Task, seed: int) -> list[Prompt]:
         return [task.train(seed, 0)]
     held = [prompt for prompts in task.held_out(seed).values() for prompt in prompts]
     return [*(task.train(seed, at) for at in range(task.size)), *held]
+
+
+def _check_columns(reward: Any, prompts: Sequence[Prompt]) -> None:
+    """Ask the reward about one prompt of every set of columns, as the rows of a file need not have the same ones."""
+    different = {(prompt.task, prompt.answer is None, *prompt.meta): prompt for prompt in reversed(prompts)}
+    for prompt in different.values() if hasattr(reward, "check") else ():
+        reward.check(prompt)
 
 
 def _characters(prompt: Prompt) -> int:

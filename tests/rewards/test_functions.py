@@ -180,7 +180,7 @@ def test_a_column_may_be_called_nearly_as_the_answer() -> None:
         return float(completion in answers)
 
     assert score(wrap_function(accepts), "4", answers=["4", "four"]).values == {"accepts": 1.0}
-    with pytest.raises(DataError, match=r"no column 'answers'. Did you mean 'answer'"):
+    with pytest.raises(DataError, match=r"no column 'answers'. Did you mean 'answer'\? The row is p/0."):
         wrap_function(accepts).check(prompt())
 
 

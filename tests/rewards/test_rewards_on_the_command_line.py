@@ -23,6 +23,10 @@ ROWS = [
 
 def covey(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return train(folder, *words)
+
+
+def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "covey", "train", "data=rows.jsonl", "task.held_share=0", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -60,6 +64,22 @@ def test_mistakes_are_one_line(tmp_path: Path, words: list[str], code: int, line
     done = covey(tmp_path, *words, "budget.steps=1", "--out", "run")
     assert done.returncode == code, done.stderr
     assert line in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_column_that_some_rows_lack_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("def score(completion, topic): return 1.0\n")
+    last = {"prompt": "5?", "answer": "5", "id": "bare"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "topic": "t"}) + "\n" for row in ROWS))
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    done = train(tmp_path, "reward=r.py:score", "budget.steps=1", "--out", "run")
+    assert done.returncode == 65, done.stderr
+    assert "reward score: the row has no column 'topic'." in done.stderr
+    assert "The row is rows/bare." in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

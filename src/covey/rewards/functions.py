@@ -159,7 +159,7 @@ class FunctionReward(Component):
         else:
             columns_of = columns_of_solution if self._signature.form == "solution" else columns_of_one
             columns = columns_of(prompt, rollouts[0].text)
-        return self._signature.choose(columns, f"reward {self.name}")
+        return self._signature.choose(columns, f"reward {self.name}", prompt.id)
 
 
 def wrap_function(function: Callable[..., Any]) -> FunctionReward:

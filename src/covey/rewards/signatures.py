@@ -74,11 +74,12 @@ class Signature:
         """Whether a column would reach it."""
         return self.open or name in self.parameters
 
-    def choose(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def choose(self, columns: Mapping[str, Any], where: str, row: str) -> dict[str, Any]:
         """The columns that the function takes. Raises DataError if one that it needs is not there."""
         for name, parameter in self.parameters.items():
             if name not in columns and _required(parameter):
-                raise DataError(where, f"the row has no column '{name}'", did_you_mean(name, columns))
+                right = f"{did_you_mean(name, columns)} The row is {row}."
+                raise DataError(where, f"the row has no column '{name}'", right)
         return {name: value for name, value in columns.items() if self.wants(name)}
 
 
