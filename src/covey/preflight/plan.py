@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from covey.assembly import with_reward
 from covey.config import RunConfig
@@ -14,15 +14,11 @@ from covey.engines.chat import Chat
 from covey.preflight.data import gather
 from covey.preflight.machine import Memory, measure_memory, resident_bytes
 from covey.preflight.rehearsal import Build, Rehearsal, Shape, Sizes
-from covey.preflight.watch import Block, Traced
+from covey.preflight.watch import Block
 from covey.preflight.words import Words, open_words
 from covey.stages.objective import outputs
 from covey.types import Sampling
 
-GAPS = 0.1
-"""Share of the bytes in small blocks (below 32 MiB) that the C library's heap takes on top, in gaps between living blocks."""
-HOLES = 15
-"""Holes of the size of the largest small block that come to be in the heap while blocks of many sizes come and go."""
 FIRST_USE = 40 << 20
 """What libraries take when they are first used, beyond what they take when they are imported."""
 BATCH = 150
@@ -38,13 +34,11 @@ PROMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One reason for memory. `small` is its part in blocks below 32 MiB, `block` the largest of those that come and go."""
+    """One reason for memory."""
 
     name: str
     bytes: int
     why: str
-    small: int = 0
-    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +141,7 @@ class Forecast:
 
     def __init__(self) -> None:
         self._rehearsals: dict[Build, Rehearsal] = {}
-        self._traced: dict[Any, Traced] = {}
+        self._found: dict[Any, Any] = {}
 
     def answer(self, question: Question) -> MemoryPlan:
         """The plan of a run."""
@@ -165,10 +159,6 @@ class Forecast:
             self._saving(sizes),
         ):
             alive = [*_standing(question, sizes, base, name), *terms]
-            gaps = sum(term.small for term in alive)
-            alive.append(
-                Term("gaps", round(GAPS * gaps), f"{GAPS:.0%} of what lies in blocks below 32 MiB, in the heap")
-            )
             phases.append(Phase(name, tuple(term for term in alive if term.bytes)))
             largest[name] = block
         facts = {
@@ -194,13 +184,13 @@ class Forecast:
             lora = Lora(rank=model.lora.rank, alpha=model.lora.alpha, targets=model.lora.targets)
         build = Build(dtype=model.dtype, lora=lora, quantize=model.quantize)
         if build not in self._rehearsals:
-            self._rehearsals[build] = Rehearsal(question.words.config, build, gaps=GAPS)
+            self._rehearsals[build] = Rehearsal(question.words.config, build)
         return self._rehearsals[build]
 
-    def _once(self, key: Any, run: Callable[[], Traced]) -> Traced:
-        if key not in self._traced:
-            self._traced[key] = run()
-        return self._traced[key]
+    def _once(self, key: Any, run: Callable[[], Found]) -> Found:
+        if key not in self._found:
+            self._found[key] = run()
+        return self._found[key]  # type: ignore[no-any-return]
 
     def _loading(self, question: Question, sizes: Sizes) -> Part:
         """Weights in the format of their file are pages of that file; in another format both are there for a while."""
@@ -226,7 +216,7 @@ class Forecast:
         build = rehearsal.build
         found = self._once((build, shape, drawn), lambda: rehearsal.sample(shape, drawn))
         why = f"keys, values, logits and noise of {rows} rows of up to {question.prompt + question.response} tokens"
-        wave = Term("wave", found.bytes, why, found.small, found.block)
+        wave = Term("wave", found.bytes, why)
         return phase, [wave, _rollouts(question, kept)], found.largest
 
     def _updating(self, question: Question, rehearsal: Rehearsal, shape: Shape, slices: int) -> Part:
@@ -235,35 +225,44 @@ class Forecast:
         kept = config.budget.prompts_per_step * config.budget.samples_per_prompt
         names, heat = outputs(config.recipe), config.budget.sampling.temperature
         recompute = config.engines.gradient_checkpointing
-        key = (rehearsal.build, shape, names, heat, recompute, slices > 1)
-        found = self._once(
+        key = (rehearsal.build, shape, names, heat, recompute, slices, _keeps_moments(config))
+        mark, largest = self._once(
             key,
-            lambda: rehearsal.update(shape, outputs=names, temperature=heat, recompute=recompute, again=slices > 1),
+            lambda: rehearsal.steps(
+                shape,
+                outputs=names,
+                temperature=heat,
+                recompute=recompute,
+                slices=slices,
+                moments=_keeps_moments(config),
+            ),
         )
         what = "inputs of the layers, one of them computed anew" if recompute else "what every layer keeps for backward"
-        batch = kept * question.response * BATCH
+        activations = mark.living - mark.gradients - mark.moments
         terms = [
-            Term("gradients", found.gradients, "one number per trained parameter that has one at that moment"),
-            Term("activations", found.bytes - found.gradients, f"{shape.tokens} tokens of a slice: {what}, logits"),
-            Term("batch", batch, f"{kept} rows x {question.response} tokens as tensors", batch),
+            Term("moments", mark.moments, "two numbers per trained parameter"),
+            Term("gradients", mark.gradients, "one number per trained parameter that has one at that moment"),
+            Term("activations", activations, f"{shape.tokens} tokens of a slice: {what}, logits"),
+            Term("gaps", mark.taken - mark.living, "between the blocks of the C library's heap"),
+            Term("batch", kept * question.response * BATCH, f"{kept} rows x {question.response} tokens as tensors"),
             _rollouts(question, kept),
         ]
-        terms[1] = replace(terms[1], small=found.small, block=found.block)
-        return "update", terms, found.largest
+        return "update", terms, largest
 
     def _stepping(self, sizes: Sizes) -> Part:
         """The optimizer works on one parameter at a time."""
         terms = [
-            Term("gradients", sizes.trained, "one number per trained parameter", sizes.small),
+            Term("gradients", sizes.trained, "one number per trained parameter"),
             Term("workspace", 2 * sizes.largest, "two copies of the largest trained parameter"),
         ]
         return "step", terms, None
 
     def _saving(self, sizes: Sizes) -> Part:
         """A checkpoint is written from a copy of the optimizer's moments."""
-        return "save", [Term("copy", 2 * sizes.trained, "the moments once more, to be written", 2 * sizes.small)], None
+        return "save", [Term("copy", 2 * sizes.trained, "the moments once more, to be written")], None
 
 
+Found = TypeVar("Found")
 Part = tuple[str, list[Term], Block | None]
 
 
@@ -274,33 +273,31 @@ def _standing(question: Question, sizes: Sizes, base: int, phase: str) -> Iterab
     yield Term("weights", sizes.weights, f"{sizes.parameters / 1e6:,.1f} million parameters, {config.model.dtype}")
     if phase != "load" and "ref_logp" in config.recipe.needs():
         yield from _reference(config, sizes)
-    if phase in ("evaluate", "step", "save") or (phase != "load" and config.budget.optimizer_steps > 1):
-        yield Term("moments", 2 * sizes.trained, "two numbers per trained parameter", 2 * sizes.small)
+    if phase in ("evaluate", "step", "save") or (phase == "sample" and _keeps_moments(config)):
+        yield Term("moments", 2 * sizes.trained, "two numbers per trained parameter")
 
 
 def _reference(config: RunConfig, sizes: Sizes) -> Iterable[Term]:
     """A copy of what is trained; fresh adapters are switched off instead, unless the reference moves."""
     moves = config.recipe.reference.kind != "initial"
     if config.model.lora is None:
-        yield Term("reference", sizes.weights, "a second, frozen copy of the weights", sizes.small)
+        yield Term("reference", sizes.weights, "a second, frozen copy of the weights")
     elif moves:
-        yield Term("reference", sizes.trained, "a second, frozen copy of the adapters", sizes.small)
+        yield Term("reference", sizes.trained, "a second, frozen copy of the adapters")
     if moves and getattr(config.recipe.reference, "mix", 1.0) < 1 and config.model.dtype == "bfloat16":
         yield Term("exact", 2 * sizes.trained, "the reference in float32: small moves are lost in bfloat16")
 
 
-def _gaps(alive: Sequence[Term]) -> Term:
-    """What the heap takes beyond living blocks."""
-    small, block = sum(term.small for term in alive), max(term.block for term in alive)
-    why = f"the heap: {GAPS:.0%} of what lies in blocks below 32 MiB, and {HOLES} holes of the largest of them"
-    return Term("gaps", round(GAPS * small + HOLES * block), why)
+def _keeps_moments(config: RunConfig) -> bool:
+    """Whether there is a slice after the first optimizer step."""
+    return config.budget.optimizer_steps > 1
 
 
 def _rollouts(question: Question, kept: int) -> Term:
     """Rollouts as Python objects."""
     each = TOKEN if question.words.config.get_text_config().vocab_size <= SMALL_IDS else WIDE_TOKEN
     size = kept * question.response * each
-    return Term("rollouts", size, f"{kept} rollouts x {question.response} tokens as Python numbers", size)
+    return Term("rollouts", size, f"{kept} rollouts x {question.response} tokens as Python numbers")
 
 
 def fullest_slice(question: Question) -> tuple[Shape, int]:

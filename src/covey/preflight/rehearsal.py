@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -26,11 +26,12 @@ from covey.engines.loading import DTYPES, quiet
 from covey.engines.quantize import quantize_linear
 from covey.engines.sampler import HFSampler, Job, Wave
 from covey.engines.scorer import Scorer
-from covey.preflight.watch import Traced, size_of, storages, watched
+from covey.preflight.replay import Event, Mark, Script, replay
+from covey.preflight.watch import Block, Traced, size_of, storages, watched
 from covey.types import Request, Sampling
 
-DEPTHS = (2, 4)
-"""Layers of the two small models from which a deep one's gradient is extrapolated: equal layers add equal bytes."""
+REPLAYED = (6, 12)
+"""Layers of the two models from which a deeper one's gradient is extrapolated: equal layers add equal bytes."""
 SAMPLED = (2, 3)
 """The same for sampling, where no layer keeps anything but its part of the cache."""
 EVEN = "covey_even"
@@ -52,7 +53,6 @@ class Sizes:
 
     weights: int
     trained: int
-    small: int
     largest: int
     parameters: int
 
@@ -80,8 +80,8 @@ class Shape:
 class Rehearsal:
     """Runs sampler and scorer on a model of a given configuration that has shapes and no content."""
 
-    def __init__(self, config: Any, build: Build, *, gaps: float = 0.0) -> None:
-        self.config, self.build, self.gaps = config, build, gaps
+    def __init__(self, config: Any, build: Build) -> None:
+        self.config, self.build = config, build
         self._models: dict[int, nn.Module] = {}
 
     @property
@@ -96,43 +96,57 @@ class Rehearsal:
         return Sizes(
             weights=sum(storages(_tensors(model)).values()),
             trained=sum(trained),
-            small=sum(count for count in trained if count < (32 << 20)),
             largest=max(trained),
             parameters=sum(p.numel() for p in model.parameters()),
         )
 
-    def update(
-        self, shape: Shape, *, outputs: Sequence[str], temperature: float, recompute: bool, again: bool
-    ) -> Traced:
-        """Forward and backward of one slice. `again`: gradients of an earlier slice are there already."""
+    def update(self, shape: Shape, *, outputs: Sequence[str], temperature: float, recompute: bool) -> Traced:
+        """Forward and backward of one slice of the whole model."""
+        return self._gradient(self.layers, shape, outputs, temperature, recompute)[0]
 
-        def run(depth: int) -> Traced:
-            scorer, rows = Scorer(self._model(depth)), make_rows(shape)
-            layers = scorer.layers()
-            if recompute:
-                for layer in layers:
-                    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-            try:
-                with even_experts(scorer.model), watched(scorer.model, gaps=self.gaps) as watch:
-                    if again:
-                        _fill_gradients(scorer.model, watch.note_gradient)
-                    found = scorer(rows, outputs=tuple(outputs), temperature=temperature)
-                    torch.stack([value.sum() for value in found.values()]).sum().backward()  # type: ignore[no-untyped-call]
-                    return watch.peak
-            finally:
-                for layer in layers:
-                    layer.__dict__.pop("forward", None)
+    def steps(
+        self, shape: Shape, *, outputs: Sequence[str], temperature: float, recompute: bool, slices: int, moments: bool
+    ) -> tuple[Mark, Block | None]:
+        """The highest mark of some optimizer steps of several slices, and the largest tensor."""
+        largest: list[Block | None] = []
 
-        return self._extrapolate(run)
+        def run(depth: int) -> Mark:
+            traced, events, kept = self._gradient(depth, shape, outputs, temperature, recompute)
+            largest.append(traced.largest)
+            sizes = [size_of(p) for p in self._model(depth).parameters() if p.requires_grad]
+            return replay(Script(events, kept, (*sizes, *sizes) if moments else (), slices))
+
+        return self._extrapolate(run, REPLAYED), largest[-1]
+
+    def _gradient(
+        self, depth: int, shape: Shape, outputs: Sequence[str], temperature: float, recompute: bool
+    ) -> tuple[Traced, tuple[Event, ...], tuple[int, ...]]:
+        scorer, rows = Scorer(self._model(depth)), make_rows(shape)
+        layers = scorer.layers()
+        if recompute:
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        try:
+            with even_experts(scorer.model), watched(scorer.model) as watch:
+                found = scorer(rows, outputs=tuple(outputs), temperature=temperature)
+                loss = torch.stack([value.sum() for value in found.values()]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                del found, loss
+                gradients = [p.grad for p in scorer.model.parameters() if p.grad is not None]
+                return watch.peak, tuple(watch.events), watch.numbers(gradients)
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
 
     def sample(self, shape: Shape, sampling: Sampling) -> Traced:
         """One wave: prompts into the cache, then the draw and the forward of the last token."""
+        largest: list[Block | None] = []
 
-        def run(depth: int) -> Traced:
+        def run(depth: int) -> Mark:
             sampler = HFSampler(self._model(depth), max_rows=shape.rows)
             requests = [Request(str(at), (1,) * shape.prompt, (0,) * shape.samples) for at in range(shape.groups)]
             jobs = [Job(at, 0, shape.samples) for at in range(shape.groups)]
-            with torch.no_grad(), even_experts(sampler.model), watched(sampler.model, gaps=self.gaps) as watch:
+            with torch.no_grad(), even_experts(sampler.model), watched(sampler.model) as watch:
                 wave = Wave(sampler, requests, jobs, sampling)
                 logits = wave.prefill()
                 choose(logits, wave.keys, 0, sampling)
@@ -140,23 +154,19 @@ class Rehearsal:
                 hidden = wave._forward(wave.token, at, DecodeLayout(wave.cache, at, int(at.max()) + 1))
                 logits = LogitHead(sampler.model)(hidden)
                 choose(logits, wave.keys, 0, sampling)
-                return watch.peak
+                largest.append(watch.peak.largest)
+                return Mark(watch.peak.bytes, watch.peak.bytes, 0, 0)
 
-        return self._extrapolate(run, SAMPLED)
+        return Traced(self._extrapolate(run, SAMPLED).taken, largest[-1])
 
-    def _extrapolate(self, run: Callable[[int], Traced], depths: tuple[int, int] = DEPTHS) -> Traced:
-        """A deep model of equal layers from two shallow ones; any other as it is."""
+    def _extrapolate(self, run: Callable[[int], Mark], depths: tuple[int, int]) -> Mark:
+        """A deep model of equal layers from two shallower ones; any other as it is."""
         shallow, deeper = depths
         if self.layers <= deeper or not _equal_layers(self.config):
             return run(self.layers)
-        first, second = run(shallow), run(deeper)
+        first, second = astuple(run(shallow)), astuple(run(deeper))
         times = (self.layers - shallow) / (deeper - shallow)
-
-        def along(name: str) -> int:
-            here, there = getattr(first, name), getattr(second, name)
-            return max(0, int(here + times * (there - here)))
-
-        return Traced(along("bytes"), along("gradients"), along("small"), second.block, second.largest)
+        return Mark(*(max(0, int(here + times * (there - here))) for here, there in zip(first, second, strict=True)))
 
     def _model(self, depth: int) -> nn.Module:
         if depth not in self._models:
@@ -236,13 +246,6 @@ def make_rows(shape: Shape) -> Batch:
         reward_weights=(1.0,),
         keep=Keep.all(n),
     )
-
-
-def _fill_gradients(model: nn.Module, note: Any) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.empty_like(parameter)
-            note(parameter)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

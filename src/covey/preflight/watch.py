@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MAPPED = 32 << 20
-"""glibc takes blocks from this size on from the system and returns them at once; smaller ones live in a heap with gaps."""
+from covey.preflight.replay import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +30,26 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a piece of code needs at its worst moment, beyond the tensors that were there before.
-
-    `gradients` is the part of `bytes` that is gradients of parameters, `small` the part in blocks below 32 MiB, `block` the
-    largest of those.
-    """
+    """What a piece of code needs at its worst moment, beyond the tensors that were there before, and the largest tensor."""
 
     bytes: int = 0
-    gradients: int = 0
-    small: int = 0
-    block: int = 0
     largest: Block | None = None
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are made while it is active, each storage once, until they are let go.
 
-    `gaps` is how much of the heap is lost between small blocks; it decides which moment is the worst.
+    `events` are these comings and goings: (number, bytes), and (number, 0) when it goes.
     """
 
-    def __init__(self, given: Iterable[Tensor] = (), *, gaps: float = 0.0) -> None:
+    def __init__(self, given: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.gaps, self.peak, self.gradients = gaps, Traced(), 0
-        self._live = self._small = self._block = 0
-        self._worst = 0.0
+        self.peak = Traced()
+        self.events: list[Event] = []
+        self._live = 0
         self._largest: Block | None = None
-        self._known = dict.fromkeys(storages(given), 0)
-        self._graded: set[int] = set()
+        self._given = set(storages(given))
+        self._numbers: dict[int, int] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,46 +66,34 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, tensor: Tensor, name: str) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._known:
+        if storage._cdata in self._given or storage._cdata in self._numbers:
             return
-        count = storage.nbytes()
-        self._known[storage._cdata] = count
-        weakref.finalize(storage, self._forget, storage._cdata)
+        count, number = storage.nbytes(), len(self.events)
+        self._numbers[storage._cdata] = number
+        weakref.finalize(storage, self._forget, storage._cdata, count)
+        self.events.append((number, count))
         self._live += count
-        if count < MAPPED:
-            self._small += count
-            self._block = max(self._block, count)
         if self._largest is None or count > self._largest.bytes:
             self._largest = Block(count, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name)
-        worst = self._live + self.gaps * self._small
-        if worst > self._worst:
-            self._worst = worst
-            self.peak = Traced(self._live, self.gradients, self._small, self._block, self._largest)
+        if self._live > self.peak.bytes:
+            self.peak = Traced(self._live, self._largest)
 
-    def _forget(self, key: int) -> None:
-        count = self._known.pop(key, 0)
+    def _forget(self, key: int, count: int) -> None:
+        self.events.append((self._numbers.pop(key), 0))
         self._live -= count
-        self._small -= count if count < MAPPED else 0
 
-    def note_gradient(self, parameter: Tensor) -> None:
-        """A parameter has a gradient from now on."""
-        if id(parameter) not in self._graded:
-            self._graded.add(id(parameter))
-            self.gradients += size_of(parameter)
+    def numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        """The numbers of tensors that were made under this watch."""
+        return tuple(self._numbers[key] for key in storages(tensors) if key in self._numbers)
 
 
 @contextmanager
-def watched(model: nn.Module, *, gaps: float) -> Iterator[Watch]:
-    """Watch what code does with a model that has no gradients yet; `peak` of the result is what it needed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    watch = Watch([*model.parameters(), *model.buffers()], gaps=gaps)
-    hooks = [p.register_post_accumulate_grad_hook(watch.note_gradient) for p in trained]  # type: ignore[no-untyped-call]
+def watched(model: nn.Module) -> Iterator[Watch]:
+    """Watch what code does with a model that has no gradients yet; it has none after it either."""
     try:
-        with watch:
+        with Watch([*model.parameters(), *model.buffers()]) as watch:
             yield watch
     finally:
-        for hook in hooks:
-            hook.remove()
         model.zero_grad(set_to_none=True)
 
 
