@@ -134,7 +134,7 @@ def test_a_broken_publish_is_found_before_the_first_step(
 def test_a_publish_that_breaks_later_is_found_within_a_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Publish
 ) -> None:
-    """At a learning rate of 1e-6 the difference is far below what rounding explains; only the fingerprint can see it."""
+    """At a learning rate of 1e-6, where outputs hardly differ yet: the fingerprint says what did not arrive."""
     with pytest.raises(DivergedError, match=r"step 1: .*layers.0.*did not reach the sampler") as caught:
         train(monkeypatch, tmp_path / "run", kind=Open, fault=fault, first=1, **LORA)
     words = {
