@@ -1,8 +1,9 @@
 """Does the sampler speak with the learner's weights? A fixed prompt, asked after every publish and, before a run, with noise.
 
 A sampler that never gets new weights looks like a slightly stale one for a long time: after a small step its log-probabilities
-may differ by no more than rounding explains. So the way from learner to sampler is proved once, before any step is paid for, with weights
-that are moved until the difference is plain; and every publish compares exact fingerprints where a sampler can give them.
+may differ by no more than rounding explains. So the way from learner to sampler is proved once, before any step is paid for,
+with weights that are moved until the difference is plain; and every publish compares exact fingerprints where a sampler can
+give them.
 """
 
 from __future__ import annotations
