@@ -377,6 +377,8 @@ def test_small_runs_are_not_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shortage.check_memory(resolve([]).config) is None
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_failed_allocation_is_one_line_with_the_phase_and_two_knobs() -> None:
     chosen = resolve(["task=arithmetic", "budget.prompts_per_step=8"]).config
     torch_says = "DefaultCPUAllocator: not enough memory: you tried to allocate 5368709120 bytes."

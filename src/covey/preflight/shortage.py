@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +29,8 @@ PLACES = {
     "step": "step", "save": "save", "write_model": "save",
 }  # fmt: skip
 """Functions of a run -> the phase that they are."""
+PATIENCE_S = 120
+"""Longest time to find out what would have helped."""
 _TOKEN_LAYER = 60 * 4
 """More bytes than any layer keeps per token and unit of its width."""
 
@@ -102,17 +108,27 @@ def explain(config: RunConfig, error: BaseException) -> CapacityError:
     phase, memory = _phase_of(error.__traceback__), measure_memory()
     free = "" if memory.available is None else f", {gib(memory.available)} are free"
     found, right = f"no memory left in {phase}{_asked(error)}{free}", "`covey plan` lists what to turn."
-    with suppress(Exception):  # what helps to explain must not hide what is explained
-        from covey.preflight.knobs import turn_knobs
-        from covey.preflight.plan import Forecast, ask
-
-        question, forecast = ask(config), Forecast()
-        plan = forecast.answer(question)
-        knobs = turn_knobs(forecast, question, plan)[:2]
-        found += "" if plan.largest is None else f"; the largest tensor is {gib(plan.largest.bytes)}, {plan.largest}"
-        if knobs:
-            right = f"Try {' or '.join(f'{knob.setting} (saves {gib(knob.saved)})' for knob in knobs)}."
+    if plan := _plan_elsewhere(config):
+        largest = plan["largest_tensor"]
+        words = f"{largest['shape']} {largest['dtype']} of {largest['made_by']}" if largest else ""
+        found += f"; the largest tensor is {gib(largest['bytes'])}, {words}" if largest else ""
+        knobs = [f"{knob['setting']} (saves {gib(knob['saved'])})" for knob in plan["knobs"][:2]]
+        right = f"Try {' or '.join(knobs)}." if knobs else right
     return CapacityError("memory", found, right)
+
+
+def _plan_elsewhere(config: RunConfig) -> dict[str, Any] | None:
+    """The plan as data, by a process of its own, because this one has no memory left; None where that fails too."""
+    with (
+        suppress(Exception),
+        tempfile.TemporaryDirectory() as folder,
+    ):  # what helps to explain must not hide what is explained
+        file = Path(folder) / "plan.yaml"
+        file.write_text(config.write_yaml(), encoding="utf-8")
+        command = [sys.executable, "-m", "covey", "plan", "--config", str(file), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        return dict(json.loads(done.stdout))
+    return None
 
 
 def _asked(error: BaseException) -> str:
