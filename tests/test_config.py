@@ -377,6 +377,20 @@ def test_slips_count_edits() -> None:
     assert all(slips(b, a) == n for (a, b), n in pairs.items())
 
 
+def test_settings_of_trl_are_refused_with_the_name_that_they_have_here() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "from-trl.md").read_text("utf-8")
+    table = page.split("## Settings")[1].split("\n## ")[0]
+    names = [name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
+    here = {"model", "seed", "report_to"}  # the same name
+    none = {"callbacks", "use_vllm"}  # no key of a run
+    assert len(names) > 40
+    for name in set(names) - here - none:
+        assert suggest(name, list_keys()).startswith(("It is called", "Did you mean")), name
+    assert suggest("delta", list_keys()) == "It is called 'recipe.surrogate.dual' here."
+    assert suggest("budget.learning_rate", list_keys()) == "It is called 'budget.optimizer.lr' here."
+    assert suggest("budget.eval_evry", list_keys()) == "Did you mean 'budget.eval_every'?"
+
+
 def test_nothing_near_gives_the_way_out() -> None:
     assert suggest("zzzzzzzz", ["steps"]) == "See `covey config schema`."
     assert suggest("zz", [], "Nothing.") == "Nothing."

@@ -245,7 +245,8 @@ class Run:
         """A resumed run asks too: killed after its last evaluation it has nothing left to do, with more patience it has."""
         asked = self.config.budget.best
         if asked and self.best and self.best.spent(asked.patience):
-            self.stop(f"no better {asked.metric} in {self.best.since} evaluations")
+            many = "s" if self.best.since > 1 else ""
+            self.stop(f"no better {asked.metric} in {self.best.since} evaluation{many}")
 
     def save(self) -> Path:
         """Save everything that is state; returns the checkpoint's folder."""

@@ -90,6 +90,9 @@ def test_new_makes_a_task_and_says_what_is_next(covey_: Callable[..., Result]) -
         (("check", "absent.yaml"), 66, "absent.yaml"),
         (("check", "empty"), 66, "the folder has no run.yaml"),
         (("check", "my-tsak"), 66, "Did you mean 'my-task'?"),
+        (("check", "elsewhere"), 66, "neither a setting nor a task's folder. `covey new elsewhere` makes a task"),
+        (("check", "my-task/data.jsonl"), 66, "A file of rows is data=my-task/data.jsonl"),
+        (("check", "steps"), 2, "steps: not a setting. Write steps=VALUE."),
         (("check", "my-task", "lerning_rate=1e-5"), 2, "lerning_rate"),
         (("check", "my-task", "model=absent"), 66, "absent"),
         (("check", "my-task", "data=absent.jsonl"), 66, "absent.jsonl"),
@@ -159,7 +162,7 @@ def test_the_page_shows_what_the_commands_print(covey_: Callable[..., Result]) -
     page = (Path(__file__).parents[2] / "docs" / "own-task.md").read_text()
 
     def plain(text: str) -> list[str]:
-        return [re.sub(r"[0-9.]+ (ms|MB|GB)", r"N \1", line).strip() for line in text.strip().splitlines()]
+        return [re.sub(r"[0-9.]+ (ms|MiB|GiB)", r"N \1", line).strip() for line in text.strip().splitlines()]
 
     for command in ("new my-task", "check my-task"):
         shown = re.search(rf"```console\n\$ covey {command}\n(.*?)```", page, re.S)

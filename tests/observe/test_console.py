@@ -157,6 +157,13 @@ def test_a_health_line_says_what_is_off_and_where_it_is_explained():
     assert quiet.text == ""
 
 
+def test_an_evaluation_of_one_problem_has_no_interval():
+    recorded = Recorded(tty=False, width=200)
+    nothing = {"eval/low": float("nan"), "eval/high": float("nan")}
+    recorded.console.evaluation({"eval/accuracy": 0.5, "eval/problems": 1} | nothing, 0)
+    assert recorded.text == "eval  after step 0: accuracy 0.50 (1 problem, no interval)\n"
+
+
 def test_an_evaluation_is_shown_against_the_first_one():
     recorded = Recorded(tty=False, width=200)
     record = {

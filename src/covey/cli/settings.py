@@ -44,7 +44,7 @@ def resolve_settings(settings: Sequence[str] | None, file: Path | None) -> Resol
 def split_task(settings: Sequence[str] | None) -> tuple[Path | None, list[str]]:
     """The YAML file that the first argument names by itself or by its folder, and the other arguments.
 
-    Raises MissingInputError for a folder without `run.yaml`; what is neither file nor folder is left to be read as a setting.
+    Raises MissingInputError for a folder without `run.yaml`; and for a word that is no task and no key.
     """
     first, *rest = [*(settings or ()), ""][:-1] or [""]
     path = Path(first)
@@ -55,9 +55,25 @@ def split_task(settings: Sequence[str] | None) -> tuple[Path | None, list[str]]:
         return path / "run.yaml", rest
     if path.suffix in (".yaml", ".yml") and "=" not in first:
         return path, rest
-    if first and "=" not in first and (near := did_you_mean(first, _tasks_here())).startswith("Did"):
-        raise MissingInputError(first, "neither a setting nor a task's folder", near)
+    if first and "=" not in first and not _is_key(first):
+        raise MissingInputError(first, "neither a setting nor a task's folder", _meant(first))
     return None, list(settings or ())
+
+
+def _is_key(word: str) -> bool:
+    from covey.config import RunConfig
+    from covey.config.layers import SHORT
+
+    return word in SHORT or word in RunConfig.model_fields
+
+
+def _meant(word: str) -> str:
+    near = did_you_mean(word, _tasks_here())
+    if near.startswith("Did"):
+        return near
+    if Path(word).is_file():
+        return f"A file of rows is data={word}, or a task made of it: covey new TASK --data {word}."
+    return f"`covey new {word}` makes a task; settings are written KEY=VALUE, such as steps=100."
 
 
 def _tasks_here() -> list[str]:

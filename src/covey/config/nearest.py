@@ -47,6 +47,39 @@ ELSEWHERE = {
     "project_name": "report.project",
     "experiment_name": "report.project",
     "logger": "report.to",
+    "model_init_kwargs": "model.dtype",
+    "train_dataset": "data",
+    "train_files": "data",
+    "eval_dataset": "task.held_data",
+    "val_files": "task.held_data",
+    "prompt_key": "task.prompt_column",
+    "per_device_train_batch_size": "budget.prompts_per_step",
+    "gradient_accumulation_steps": "engines.tokens_per_slice",
+    "steps_per_generation": "budget.optimizer_steps_per_pass",
+    "num_train_epochs": "budget.steps",
+    "total_training_steps": "budget.steps",
+    "total_epochs": "budget.steps",
+    "max_tokens": "budget.sampling.max_tokens",
+    "max_response_length": "budget.sampling.max_tokens",
+    "delta": "recipe.surrogate.dual",
+    "clip_ratio_c": "recipe.surrogate.dual",
+    "scale_rewards": "recipe.advantage.scale",
+    "importance_sampling_level": "recipe.ratio",
+    "loss_agg_mode": "recipe.weighting",
+    "mask_truncated_completions": "recipe.filters",
+    "adv_estimator": "recipe",
+    "kl_loss_coef": "recipe.penalties.kl.coef",
+    "lr_scheduler_type": "budget.optimizer.schedule",
+    "grad_clip": "budget.optimizer.max_grad_norm",
+    "sync_ref_model": "recipe.reference",
+    "ref_model_mixup_alpha": "recipe.reference.mix",
+    "ref_model_sync_steps": "recipe.reference.every",
+    "peft_config": "model.lora",
+    "lora_rank": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
+    "target_modules": "model.lora.targets",
+    "save_freq": "budget.checkpoint_every",
+    "test_freq": "budget.eval_every",
 }
 """What a setting is called in other libraries -> what it is called here."""
 
@@ -57,7 +90,8 @@ FURTHEST = 3
 def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey config schema`.") -> str:
     """A sentence with the key that was meant, or `otherwise` where none is near.
 
-    In this order: the name it has here of a setting known from elsewhere, a key that ends in `name`, the fewest typing slips
+    In this order: the name it has here of a setting known from elsewhere, a key that ends in `name`, the same of its last part
+    (`budget.learning_rate`), the fewest typing slips
     (insertion, deletion, replacement, swap of neighbours) over the whole key or over its last part.
     """
     known = list(options)
@@ -66,6 +100,9 @@ def suggest(name: str, options: Iterable[str], otherwise: str = "See `covey conf
     endings = [option for option in known if option.endswith(f".{name}")]
     if endings:
         return f"Did you mean '{min(endings, key=lambda option: (option.count('.'), option))}'?"
+    tail = name.rpartition(".")[2]
+    if tail in ELSEWHERE and ELSEWHERE[tail] != name:
+        return f"It is called '{ELSEWHERE[tail]}' here."
     near = [option for option in known if _gap(name, option) <= FURTHEST]
     best = min(near, key=lambda option: (_slips_to(name, option), -_common(name, option), len(option)), default=None)
     if best is not None and _slips_to(name, best) <= min(FURTHEST, (len(name) + 1) // 2):

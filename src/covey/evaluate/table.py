@@ -14,6 +14,7 @@ from covey.types import Json
 
 Spans = tuple[tuple[int, int], ...]
 Answers = Mapping[str, tuple[int, int]]
+_TABLE = "Give a file that `covey eval --table FILE` wrote; problems are asked of a model: covey eval MODEL data=FILE."
 """Samples that gave an answer and how many of those are right, by answer."""
 
 
@@ -165,8 +166,8 @@ def _origin(rows: Sequence[tuple[str, str]]) -> Origin | None:
     try:
         head = json.loads(rows[0][0]) if rows else None
         return Origin(**head["origin"]) if isinstance(head, dict) and "origin" in head else None
-    except (ValueError, TypeError) as error:
-        raise DataError(rows[0][1], "is no row of an evaluation table", f"({error})") from None
+    except (ValueError, TypeError):
+        raise DataError(rows[0][1], "is no row of an evaluation table", _TABLE) from None
 
 
 def _line(tally: Tally) -> str:
@@ -198,8 +199,8 @@ def _tally(line: str, where: str) -> Tally:
             samples=join_spans(tuple((int(start), int(stop)) for start, stop in spans), (), where=where),
             answers=None if answers is None else {name: (int(a), int(b)) for name, (a, b) in answers.items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(where, "is no row of an evaluation table", f"({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(where, "is no row of an evaluation table", _TABLE) from None
     if tally.n != n or not 0 <= tally.correct <= n:
         raise DataError(where, f"{tally.correct} correct of n = {n} with {tally.n} sample indices", "These must agree.")
     _check_answers(tally, where)

@@ -229,8 +229,10 @@ def describe(record: Mapping[str, float], before: Mapping[str, float] | None, *,
     parts = []
     if "eval/accuracy" in record:
         was = f"{before['eval/accuracy']:.2f} {arrow} " if before and "eval/accuracy" in before else ""
-        span = f"95% interval {record.get('eval/low', math.nan):.2f} to {record.get('eval/high', math.nan):.2f}"
-        problems = f"{record.get('eval/problems', math.nan):.0f} problems"
+        low, high = record.get("eval/low", math.nan), record.get("eval/high", math.nan)
+        span = "no interval" if math.isnan(low + high) else f"95% interval {low:.2f} to {high:.2f}"
+        count = record.get("eval/problems", math.nan)
+        problems = f"{count:.0f} problem{'' if count == 1 else 's'}"
         parts.append(f"accuracy {was}{record['eval/accuracy']:.2f} ({problems}, {span})")
     sets = {
         name.removeprefix("eval/accuracy_"): value

@@ -98,16 +98,17 @@ def render(told: Mapping[str, Any], *, chart: str = "", ascii_only: bool = False
 
 def _table(evaluations: Sequence[Mapping[str, Any]], ascii_only: bool) -> Table:
     first, last = evaluations[0], evaluations[-1]
-    table = Table(
-        title=Text(f"accuracy on unseen problems, steps {first['step']} and {last['step']}"), title_justify="left"
-    )
-    for head in ("set", "before", "after", "change", "95% interval"):
+    once = len(evaluations) == 1
+    when = f"step {last['step']}" if once else f"steps {first['step']} and {last['step']}"
+    table = Table(title=Text(f"accuracy on unseen problems, {when}"), title_justify="left")
+    for head in ("set", "accuracy", "95% interval") if once else ("set", "before", "after", "change", "95% interval"):
         table.add_column(head, justify="left" if head == "set" else "right")
     for name, now in last["sets"].items():
         was = (first["sets"].get(name) or {}).get("accuracy")
         change = now["accuracy"] - was if None not in (was, now["accuracy"]) else None
         span = _span(now["low"], now["high"])
-        cells = (clean(name, ascii_only=ascii_only), _share(was), _share(now["accuracy"]), _share(change, "+.3f"), span)
+        between = (_share(now["accuracy"]),) if once else (_share(was), _share(now["accuracy"]), _share(change, "+.3f"))
+        cells = (clean(name, ascii_only=ascii_only), *between, span)
         table.add_row(*(Text(cell) for cell in cells))
     return table
 

@@ -11,6 +11,7 @@ from covey.preflight.audit import audit_reward
 from covey.preflight.batch import check_batch
 from covey.preflight.data import check_data, gather
 from covey.preflight.finding import Finding
+from covey.preflight.machine import gib
 from covey.preflight.reward import judge
 from covey.preflight.template import TemplateReport, has_turns, lint_template
 from covey.preflight.words import Words, open_words
@@ -116,18 +117,14 @@ def check_plan(config: RunConfig) -> Finding:
 
     plan = plan_memory(config)
     terms = sorted(plan.worst.terms, key=lambda term: -term.bytes)[:LARGEST]
-    told = ", ".join(f"{term.name} {_size(term.bytes)}" for term in terms)
+    told = ", ".join(f"{term.name} {gib(term.bytes)}" for term in terms)
     memory = plan.memory
-    line = f"peak {_size(plan.peak)} in {plan.worst.name} ({told})"
+    line = f"peak {gib(plan.peak)} in {plan.worst.name} ({told})"
     right = "covey plan, with the same settings, lists what to turn and what it saves."
     if memory.total is not None and plan.peak > memory.total:
-        return Finding("plan", "bad", f"{line}: this {memory.limit} has {_size(memory.total)}", right)
+        return Finding("plan", "bad", f"{line}: this {memory.limit} has {gib(memory.total)}", right)
     if memory.available is None:
         return Finding("plan", "ok", f"{line}; how much is free the system does not say")
     if not plan.fits:
-        return Finding("plan", "warn", f"{line}: only {_size(memory.available)} are free now", right)
-    return Finding("plan", "ok", f"{line} of {_size(memory.available)} free: fits")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+        return Finding("plan", "warn", f"{line}: only {gib(memory.available)} are free now", right)
+    return Finding("plan", "ok", f"{line} of {gib(memory.available)} free: fits")
