@@ -269,6 +269,7 @@ MISTAKES = {
     "reward.x=1": "reward.x: the run has no reward of its own. Name one first: reward=KIND.",
     "steps=abc": "budget.steps: got 'abc'. Input should be a valid integer",
     "steps=1.5": "budget.steps: got 1.5. Input should be a valid integer",
+    "model.thinking=true": "model.thinking: got True. Give two tags such as [<think>, </think>]; a switch is in",
     "steps=true": "budget.steps: got True. Input should not be true or false.",
     "steps=null": "budget.steps: got None. Input should be a valid integer.",
     "steps=0": "budget.steps: got 0. Input should be greater than or equal to 1.",

@@ -74,6 +74,7 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
     ("template", "name", "text"),
     [
         (SWITCH, "enable_thinkin", "the chat template never reads it. Did you mean 'enable_thinking'?"),
+        ("{{ messages }}", "enable_thinking", "the chat template never reads it. Leave it out."),
         (None, "enable_thinking", "the model has no chat template that could read them"),
         (SWITCH, "add_generation_prompt", "covey sets it itself"),
         (SWITCH, "tokenize", "covey sets it itself"),

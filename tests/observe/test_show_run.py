@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console as Terminal
@@ -94,6 +95,15 @@ def test_a_run_with_only_the_main_sets_accuracy(tmp_path):
     (tmp_path / "run.yaml").write_text("recipe: dr_grpo\n")
     (tmp_path / "metrics.jsonl").write_text('{"step":0,"eval/accuracy":0.5}\n')
     assert "main" in shown(summary(tmp_path))
+
+
+def test_one_evaluation_is_no_before_and_after(folder):
+    lines = [json.dumps(evaluation(0, 0.3))]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    text = shown(summary(folder))
+    assert "accuracy on unseen problems, step 0\n" in re.sub(" +\n", "\n", text)
+    assert "L2_newpairs │    0.300 │ 0.250 to 0.350" in text
+    assert "before" not in text
 
 
 def test_what_is_no_run_is_told(tmp_path):

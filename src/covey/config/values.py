@@ -90,6 +90,13 @@ class ModelConfig(Section):
         None, "tags around the model's thoughts, e.g. [<think>, </think>]: rewards see what follows the closing one"
     )
 
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _tags_are_no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("Give two tags such as [<think>, </think>]; a switch is in model.chat_template_kwargs")
+        return value
+
     @model_validator(mode="after")
     def _adapters_on_a_frozen_model(self) -> Self:
         if self.quantize is not None and self.lora is None:
@@ -239,7 +246,10 @@ class Scoring(Section):
 
     workers: int = key(2, "processes that score side by side", unit="processes", ge=1, le=256)
     timeout_s: float = key(
-        10.0, "longest time of one call, for a response or all those of a prompt; then the process is killed", unit="s", gt=0
+        10.0,
+        "longest time of one call, for a response or all those of a prompt; then the process is killed",
+        unit="s",
+        gt=0,
     )
     memory_mb: int = key(2048, "address space of a process beyond what it starts with", unit="MiB", ge=64)
     max_failed: float = key(

@@ -37,7 +37,9 @@ def check_chat(tokenizer: Any, chat: Chat) -> None:
             raise ConfigError(f"{where}.{name}", "covey sets it itself", "Leave it out.")
         if not re.search(rf"\b{re.escape(name)}\b", str(template)):
             known = sorted(set(re.findall(r"\b(\w+) is (?:not )?defined\b", str(template))))
-            raise ConfigError(f"{where}.{name}", "the chat template never reads it", did_you_mean(name, known))
+            raise ConfigError(
+                f"{where}.{name}", "the chat template never reads it", did_you_mean(name, known) or "Leave it out."
+            )
     if chat.thinking is not None and (not all(chat.thinking) or chat.thinking[0] == chat.thinking[1]):
         raise ConfigError("model.thinking", f"got {list(chat.thinking)}", "Give two different tags.")
     if template and chat.system is not None and chat.system.strip():
