@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test check types format docs bench interchange clean
+.PHONY: run test test-long check types format docs bench interchange clean
 
 run: $(VENV)/.core  ## teach the embedded model by reinforcement learning (a few minutes)
 	$(BIN)/covey train $(ARGS)
 
-test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.dev  ## the test suite but what stands under test-long
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(VENV)/.dev  ## examples, every line and block of the docs, trackers, kills of whole runs, measured memory
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
 
 check: $(VENV)/.dev types  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .

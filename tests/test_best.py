@@ -173,6 +173,7 @@ def test_best_holds_the_model_of_the_best_evaluation(home, undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("operation", [20, 27, 33, 45, 60])
 def test_a_run_killed_while_it_evaluates_keeps_or_saves_has_the_same_best(home, undisturbed, operation):
     """File operations of an evaluation's best model, of a checkpoint, and between the two."""

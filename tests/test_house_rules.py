@@ -31,7 +31,8 @@ ORDER = (
     # ring three: engines
     "models", "engines", "sft", "models.measure", "models.make_tiny",
     # what puts a run together
-    "config", "interrupt", "callbacks", "best", "assembly", "canary", "saving", "run", "start", "preflight", "target", "chat", "export", "cli",
+    "config", "interrupt", "callbacks", "best", "assembly", "canary",
+    "saving", "run", "start", "preflight", "target", "chat", "export", "cli",
 )  # fmt: skip
 """Parts of the package from the inside out: a part imports only what stands before it. The longest name that fits counts."""
 

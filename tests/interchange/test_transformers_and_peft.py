@@ -14,7 +14,7 @@ from covey.engines.loading import load_model
 from covey.engines.plain import plain_logits
 from tests.interchange.made import MAX_TOKENS, Made, greedy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", ["full/model", "merged"])

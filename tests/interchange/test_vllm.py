@@ -16,6 +16,7 @@ from tests.interchange.made import MAX_TOKENS, Made, greedy
 PYTHON = os.environ.get("COVEY_VLLM_PYTHON", "")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not PYTHON, reason="`make interchange` makes an environment with vLLM and runs this"),
 ]
 

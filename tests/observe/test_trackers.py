@@ -25,7 +25,7 @@ from covey.observe.sinks import RunSink
 from covey.observe.trackers import Trackers, check, open_trackers
 
 CONFIG = {"name": "r", "budget": {"steps": 9, "best": None}, "report": {"to": ["mlflow"]}}
-REAL = ["tensorboard", "wandb", "trackio", pytest.param("mlflow", marks=pytest.mark.slow)]
+REAL = ["tensorboard", "wandb", "trackio", pytest.param("mlflow", marks=[pytest.mark.slow, pytest.mark.long])]
 
 
 def step_record(step, **more):
@@ -235,6 +235,7 @@ def test_the_configuration_is_filed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mlflow_knows_the_configuration_and_how_it_ended(tmp_path):
     from mlflow.tracking import MlflowClient
 
@@ -284,6 +285,7 @@ def test_wandb_without_a_key_is_one_line_and_no_question(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_store_that_cannot_be_reached_stops_the_start(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/x.db")
     (tmp_path / "file").touch()
@@ -332,6 +334,7 @@ OPTIONS = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_killed_run_goes_on_in_all_trackers_and_its_metrics_are_those_of_a_run_without(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -444,6 +447,7 @@ def test_a_client_that_cannot_end_is_a_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_store_that_breaks_while_the_run_goes_on_is_a_line(tmp_path):
     told = open_trackers(["mlflow"], card(tmp_path / "run"))
     told.write("step", step_record(1))

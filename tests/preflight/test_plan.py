@@ -378,6 +378,7 @@ def test_small_runs_are_not_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_failed_allocation_is_one_line_with_the_phase_and_two_knobs() -> None:
     chosen = resolve(["task=arithmetic", "budget.prompts_per_step=8"]).config
@@ -430,6 +431,7 @@ def test_sizes_are_written_with_a_unit() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[4]], ids=lambda case: case.name)
 def test_the_plan_comes_near_to_a_measured_run(case: object, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import covey
 from covey.errors import DataError, MissingInputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SMALL = {
     "budget.prompts_per_step": 4,
