@@ -111,6 +111,7 @@ class Run:
                 samples=budget.samples_per_prompt,
                 first=self.step,
                 parameters=parts.parameters,
+                trained=parts.trained,
                 threads=parts.threads,
                 stop_ids=parts.sampling.stop_ids,
             )
@@ -286,6 +287,10 @@ class Run:
 
 
 def _peak_mb() -> float:
-    """The process's largest memory so far. Linux counts it in kilobytes, macOS in bytes."""
+    """The process's largest memory so far, by Linux's own mark: rusage also counts what a parent held before it started us."""
+    status = Path("/proc/self/status")
+    marks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.is_file() else []
+    if marks:
+        return int(marks[0].split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

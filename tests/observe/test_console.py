@@ -1,5 +1,6 @@
 """The console on a recorded terminal: what a user reads, where nothing is shown, and that no model text acts."""
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_the_header_says_what_runs_where():
         "covey train: dr_grpo on compose | 8 prompts × 4 samples | tiny (312 k parameters) | cpu, 1 thread | 12 steps | "
         "runs/demo-1"
     )
+
+
+def test_the_header_tells_what_is_trained_of_a_model_with_adapters():
+    recorded = Recorded()
+    recorded.console.start(dataclasses.replace(INFO, trained=9_216))
+    assert "tiny (312 k parameters, 9 k trained)" in " ".join(recorded.text.split())
 
 
 def test_a_step_is_one_line_in_place():

@@ -38,6 +38,7 @@ class RunInfo:
     samples: int
     first: int = 0
     parameters: int = 0
+    trained: int = 0
     device: str = "cpu"
     threads: int = 1
     stop_ids: tuple[int, ...] = ()
@@ -95,7 +96,8 @@ class Console:
     def start(self, info: RunInfo) -> None:
         """Show the header: recipe, batch, model, machine, estimate, folder."""
         self._info, self._mark = info, self._clock()
-        size = f" ({count(info.parameters)} parameters)" if info.parameters else ""
+        part = f", {count(info.trained)} trained" if 0 < info.trained < info.parameters else ""
+        size = f" ({count(info.parameters)} parameters{part})" if info.parameters else ""
         sign = "x" if self.ascii_only else "×"
         threads = f"{info.threads} thread{'s' if info.threads != 1 else ''}"
         facts = [
