@@ -90,7 +90,7 @@ def test_the_header_says_what_runs_where():
 def test_the_header_tells_what_is_trained_of_a_model_with_adapters():
     recorded = Recorded()
     recorded.console.start(dataclasses.replace(INFO, trained=9_216))
-    assert "tiny (312 k parameters, 9 k trained)" in " ".join(recorded.text.split())
+    assert "tiny (312 k parameters, 9.22 k trained)" in " ".join(recorded.text.split())
 
 
 def test_a_step_is_one_line_in_place():
