@@ -501,7 +501,7 @@ def test_a_pool_that_is_closed_lets_its_calls_end() -> None:
 
 def test_a_nursery_that_still_loads_is_not_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "slow.py"
-    file.write_text("import sys, time\nif sys.argv[0] == '-c':\n    time.sleep(60)\ndef f(completion): return 1.0\n")
+    file.write_text("import sys, time\nif sys.flags.safe_path:\n    time.sleep(60)\ndef f(completion): return 1.0\n")
     pool = Isolated(build_reward(f"{file}:f"), Limits(workers=1))
     asking = threading.Thread(target=lambda: _try(pool), daemon=True)
     asking.start()
