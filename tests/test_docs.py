@@ -34,7 +34,9 @@ def commands(page: Path) -> list[str]:
     )
     found = [line.strip().removeprefix(".venv/bin/") for line in lines]
     return [
-        line for line in found if line.startswith("covey train") and not re.search(r"--resume|\.\.\.|FOLDER|RUN", line)
+        line
+        for line in found
+        if line.startswith("covey train") and not re.search(r"--resume|\.\.\.|FOLDER|RUN|OPTIONS|surrogate=band", line)
     ]
 
 
@@ -61,7 +63,9 @@ def test_train_lines_are_right(page: Path, line: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "more.csv").write_text("prompt,answer,level\n2+2=,4,1\n2+3=,5,2\n")
     (tmp_path / "reward.py").write_text("def score(completion, answer):\n    return float(completion == answer)\n")
-    words = [word for word in shlex.split(line)[1:] if word != "--dry-run"]
+    if "my-task" in line:
+        subprocess.run([sys.executable, "-m", "covey", "new", "my-task"], cwd=tmp_path, check=True, timeout=60)
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "--dry-run"]
     done = subprocess.run(
         [sys.executable, "-m", "covey", *words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
