@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from covey.engines.folders import ADAPTER, check_config, check_folder, find_fold
 from covey.engines.peft_folder import Stored, load_adapter, read_stored
 from covey.engines.quantize import quantize_linear
 from covey.errors import ConfigError, MissingInputError, did_you_mean
+from covey.hub import quiet
 from covey.models import find_model
 from covey.types import Message
 
@@ -136,22 +136,6 @@ def _adapt(model: nn.Module, stored: Stored | None, options: ModelOptions, where
 def _lasting_name(source: str, folder: Path) -> str:
     """A name under which the model is found from any directory: a hub id as it is, else the absolute folder."""
     return str(folder.resolve()) if Path(find_model(source)).expanduser().is_dir() else source
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without warnings and progress bars; what matters of them is an error here."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _load_weights(folder: Path, where: str, dtype: torch.dtype) -> nn.Module:

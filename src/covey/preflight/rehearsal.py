@@ -22,10 +22,11 @@ from covey.engines.adapters import Lora, add_adapter
 from covey.engines.cache import DecodeLayout
 from covey.engines.choice import choose
 from covey.engines.head import LogitHead
-from covey.engines.loading import DTYPES, quiet
+from covey.engines.loading import DTYPES
 from covey.engines.quantize import quantize_linear
 from covey.engines.sampler import HFSampler, Job, Wave
 from covey.engines.scorer import Scorer
+from covey.hub import quiet
 from covey.preflight.replay import Event, Mark, Script, replay
 from covey.preflight.watch import Block, Traced, size_of, storages, watched
 from covey.types import Request, Sampling

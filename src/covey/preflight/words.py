@@ -15,6 +15,7 @@ from covey.engines.chat import PLAIN, Chat, check_chat, render
 from covey.engines.folders import ADAPTER, check_config, check_folder, find_folder
 from covey.engines.peft_folder import read_stored
 from covey.errors import ConfigError
+from covey.hub import quiet
 from covey.models import find_model
 from covey.types import Message
 
@@ -46,7 +47,7 @@ class Words:
 def open_words(source: str, chat: Chat = PLAIN) -> Words:
     """Everything of a model but its weights; of a folder of adapters, its base's. Raises what loading the model would raise."""
     where = f"model {source}"
-    with loading.quiet():
+    with quiet():
         folder = find_folder(source, where, weights=False)
         if (folder / ADAPTER).is_file():
             source = read_stored(folder, where).base

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from covey.errors import ConfigError, CoveyError, MissingInputError, RefusedError
+from covey.hub import quiet
 from covey.registry import Component, component
 from covey.rewards.failures import explain, fail, one_line
 from covey.types import Prompt, Rollout, Score
@@ -157,7 +157,7 @@ def load_judge(path: str, dtype: str, device: str, template: str, label: int | N
     tokenizer = _load_tokenizer(path, template)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("reward.device", "there is no CUDA device", "Use cpu.")
-    with _quiet():
+    with quiet():
         try:
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
@@ -223,7 +223,7 @@ def _check_folder(folder: Path, path: str, label: int | None) -> None:
             right = "Give a model that transformers knows."
             raise RefusedError(where, "it needs code of its own (auto_map), which covey never runs", right)
         raise ConfigError(where, f"transformers has no sequence classifier for {kind!r}", "Give another model.")
-    with _quiet():
+    with quiet():
         count = int(transformers.AutoConfig.from_pretrained(folder).num_labels)
     if label is None and count != 1:
         raise ConfigError("reward.label", f"the model has {count} labels", f"Say which means good: 0 to {count - 1}.")
@@ -237,7 +237,7 @@ def _load_tokenizer(path: str, template: str) -> Any:
     import transformers
 
     where = f"reward model {path}"
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(find_folder(path))
         except CoveyError:
@@ -248,19 +248,3 @@ def _load_tokenizer(path: str, template: str) -> Any:
     if template == "chat" and not getattr(tokenizer, "chat_template", None):
         raise ConfigError(where, "its tokenizer has no chat template", "Set reward.template=plain.")
     return tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without warnings and progress bars; what matters of them is an error here."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
