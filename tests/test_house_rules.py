@@ -25,14 +25,15 @@ ORDER = (
     # words that everything is written in
     "errors", "types", "random", "metrics", "registry", "files", "folder", "hub", "config.text", "batch", "protocols",
     # ring one: mathematics, and the methods made of it
-    "stages", "recipes",
+    "stages", "recipes", "functional",
     # ring two: what happens between prompts and gradients
     "rewards", "tasks", "columns", "collect", "evaluate", "observe", "context", "gradient", "checkpoint", "loop",
     # ring three: engines
     "models", "engines", "sft", "models.measure", "models.make_tiny",
     # what puts a run together
     "config", "interrupt", "callbacks", "best", "assembly", "canary",
-    "saving", "run", "start", "preflight", "target", "chat", "export", "cli",
+    "saving", "run", "start", "preflight", "target", "chat", "export",
+    "proof", "recipes.claims", "cli",
 )  # fmt: skip
 """Parts of the package from the inside out: a part imports only what stands before it. The longest name that fits counts."""
 

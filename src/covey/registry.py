@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from covey.errors import ConfigError, did_you_mean
 
 Couples = Literal["row", "group", "step"]
+Per = Literal["row", "component", "token"]
+"""What there is a score of: rows [N], reward components of rows [N K], or tokens [N T]."""
 State = Mapping[str, Any]
 
 
@@ -50,6 +52,14 @@ class Component(Value):
     def columns(self) -> tuple[str, ...]:
         """The columns that these very options need."""
         return self.needs
+
+    def latex(self) -> str:
+        """What the component computes with these very options, as LaTeX in the symbols of `covey recipes explain`."""
+        return ""
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Properties of `covey prove` that these very options break on purpose, each with the reason."""
+        return {}
 
 
 AnyComponent = TypeVar("AnyComponent", bound=type[Component])

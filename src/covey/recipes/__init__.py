@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from covey.errors import ConfigError, did_you_mean
+from covey.recipes import peers
 from covey.recipes.recipe import Recipe
 
 DEFAULT = "dr_grpo"
@@ -15,9 +16,14 @@ DEFAULT = "dr_grpo"
 
 @cache
 def _all() -> dict[str, tuple[Recipe, str]]:
-    """Recipes by name, each with the docstring of its module. In our own files the value bears the file's name."""
+    """Recipes by name, each with its description: the docstring of its module, where the value bears the file's name.
+
+    The modules of `covey.recipes.peers` hold several, in `presets`, each with its own words.
+    """
     modules = {info.name: import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
     found = [(getattr(module, stem, None), module.__doc__) for stem, module in modules.items()]
+    for info in pkgutil.iter_modules(peers.__path__):
+        found += import_module(f"{peers.__name__}.{info.name}").presets
     found += [(entry.load(), import_module(entry.module).__doc__) for entry in entry_points(group="covey.recipes")]
     out: dict[str, tuple[Recipe, str]] = {}
     for recipe, doc in found:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from covey import stages as _stages  # noqa: F401  (registers the components that ship)
 from covey.errors import ConfigError, did_you_mean
@@ -56,6 +56,7 @@ class Recipe(Value):
     objective: Component | None = Field(default=None, description="one function that replaces the whole objective")
     reference: Component = Field(default=InitialReference(), description="the policy that ref_logp is of")
     waivers: tuple[str, ...] = Field(default=(), description="names of refusals that are waived on purpose")
+    _parent: Recipe | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +80,10 @@ class Recipe(Value):
                 raise ConfigError(
                     f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
                 )
+        per, reads = getattr(self.mix, "per", "row"), getattr(self.advantage, "reads", ("row",))
+        if per not in reads:
+            found = f"mix '{self.mix.kind}' gives a score per {per}, advantage '{self.advantage.kind}' reads one per"
+            raise ConfigError("recipe.mix", f"{found} {' or '.join(reads)}", "Change one of them.")
         if self.reference.kind != "initial" and "ref_logp" not in self.needs():
             found = f"'{self.reference.kind}', but no component reads the reference"
             raise ConfigError("recipe.reference", found, "Leave it out, or add one that does, e.g. penalty kl.")
@@ -133,7 +138,14 @@ class Recipe(Value):
         recipe: Any = self
         for key in sorted(changes, key=lambda key: key.count(".")):
             recipe = _changed(recipe, key.split("."), changes[key], "recipe")
-        return Recipe.of(recipe if isinstance(recipe, dict) else plain(recipe))
+        made = Recipe.of(recipe if isinstance(recipe, dict) else plain(recipe))
+        made._parent = self
+        return made
+
+    @property
+    def parent(self) -> Recipe | None:
+        """The recipe that this one was made from by `but`, in this process; None for one that was written or read as a whole."""
+        return self._parent
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Recipe:
@@ -153,6 +165,10 @@ class Recipe(Value):
         """sha256 of the plain data without the name: equal digests mean the same method with the same options."""
         data = {key: value for key, value in self.plain().items() if key != "name"}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        """The same name, components, options and waivers; how it came about has no say."""
+        return isinstance(other, Recipe) and self.plain() == other.plain()
 
     def __hash__(self) -> int:
         return hash((self.name, self.digest))

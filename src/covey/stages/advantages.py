@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from covey.batch import Batch
 from covey.errors import ConfigError
-from covey.registry import Component, State, component
+from covey.registry import Component, Per, State, component
 from covey.stages.masked import broadcast, compact, count_by, divide, masked, moments_by
 
 Part = TypeVar("Part", bound=Component)
@@ -25,8 +25,14 @@ def _refuse_unread(part: Part, choice: str, *names: str) -> Part:
     return part
 
 
+class Advantage(Component):
+    """Makes the advantage [N T] of the column `score`. `reads` says which scores it understands."""
+
+    reads: ClassVar[tuple[Per, ...]] = ("row",)
+
+
 @component("advantage", "group_norm")
-class GroupNorm(Component):
+class GroupNorm(Advantage):
     """A = (R - baseline of its prompt's group) / (scale + eps), the same on every token of the row.
 
     baseline `mean`: mean of the group; `leave_one_out`: mean of the others, G/(G-1) (R - mean) (arXiv 2402.14740).
@@ -62,7 +68,7 @@ class GroupNorm(Component):
 
 
 @component("advantage", "batch_baseline")
-class BatchBaseline(Component):
+class BatchBaseline(Advantage):
     """A = R - b with one baseline for the whole rollout batch (Williams 1992), the same on every token of the row.
 
     `mean`: mean of all rows (a batch of one gets 0); `leave_one_out`: mean of the other rows, unbiased; `moving`: a moving

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from covey.batch import Batch, Credited, Keep
 from covey.metrics import Metrics, mean
-from covey.registry import Component, State
+from covey.registry import Component, Per, State
 from covey.stages.masked import broadcast, masked
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ def credit(recipe: Recipe, batch: Batch, states: States) -> tuple[Credited, dict
     """mix -> filters -> advantage -> shapers -> corrections, once per rollout batch, before anything is split.
 
     Returns the batch with advantages (float64) and the corrections' factors in the column `correction`, the advanced states and
-    metrics. Rows whose score is NaN (not scorable) leave loss and statistics and stay in the denominators.
+    metrics. Rows whose score is NaN (not scorable) leave loss and statistics and stay in the denominators; of a score per
+    component, rows in which no component could be scored.
     """
     after = dict(states)
     score = call(recipe.mix, after, batch)
-    scored = ~(score.isnan() if score.dim() == 1 else score.isnan().any(1))
+    scored = ~_unscorable(score, getattr(recipe.mix, "per", "row"))
     everyone = torch.ones_like(scored)
     keep = batch.keep & Keep(loss=scored, statistics=scored, denominator=everyone)
     batch = batch.with_(keep=keep, columns={**batch.columns, "score": score})
@@ -66,6 +68,13 @@ def credit(recipe: Recipe, batch: Batch, states: States) -> tuple[Credited, dict
         weight=torch.zeros_like(correction),
     )
     return credited, after, measure(credited)
+
+
+def _unscorable(score: Tensor, per: Per) -> Tensor:
+    """Rows without a score."""
+    if per == "row":
+        return score.isnan()
+    return score.isnan().all(1) if per == "component" else score.isnan().any(1)
 
 
 def weigh(recipe: Recipe, step: Credited) -> Credited:

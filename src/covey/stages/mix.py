@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from covey.batch import Batch
 from covey.errors import ConfigError, did_you_mean
-from covey.registry import Component, build, component
+from covey.registry import Component, Per, build, component
+
+
+class Mix(Component):
+    """Makes the score. `per` says of what: `row` [N], `component` [N K] or `token` [N T]."""
+
+    per: ClassVar[Per] = "row"
 
 
 class Shaping(Component):
@@ -23,7 +30,7 @@ class Shaping(Component):
 
 
 @component("mix", "weighted_sum")
-class WeightedSum(Component):
+class WeightedSum(Mix):
     """score = sum_k weight_k * reward_k + shaping terms, per row.
 
     A component that is not named in `weights` has the weight that its reward declares (1 unless it says otherwise). A row with
