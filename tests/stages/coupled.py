@@ -25,6 +25,10 @@ class StepCoupled(Surrogate):
     live: ClassVar[tuple[str, ...]] = ("entropy",)
     couples: ClassVar[Couples] = "step"
 
+    def exemptions(self) -> Mapping[str, str]:
+        """Its factor is not 1 at the first step."""
+        return {"first_step": "multiplies by the step's entropy"}
+
     def __call__(self, log_ratio: Tensor, live: Live, batch: Credited) -> Tensor:
         """The gain [N T]."""
         ratio = log_ratio.exp()
@@ -38,6 +42,10 @@ class GroupCoupled(Surrogate):
     """gain = rho A exp(mean log-ratio of its group): depends on the other rows of the group alone."""
 
     couples: ClassVar[Couples] = "group"
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Its factor moves at the first step."""
+        return {"first_step": "the factor of the group has a gradient too"}
 
     def __call__(self, log_ratio: Tensor, live: Live, batch: Credited) -> Tensor:
         """The gain [N T]."""

@@ -30,16 +30,11 @@ from tests.stages.data import GARBAGE, distance, widen
 EVERYTHING = everything()
 SEEDS = st.integers(0, 10_000)
 
-EQUAL_REWARDS_TEACH: dict[str, str] = {"advantage.batch_baseline(baseline=none)": "R itself is the advantage"}
-"""What legitimately has a gradient when all rewards are equal, with the reason."""
 
-NO_POLICY_GRADIENT: dict[str, str] = {
-    "surrogate.test_step_coupled()": "multiplies by the step's entropy",
-    "surrogate.test_group_coupled()": "the factor of the group has a gradient too",
-    "ratio.token(anchor=sampled)": "the ratio to the sampler is not 1 at the first step",
-    "ratio.sequence(anchor=sampled)": "the ratio to the sampler is not 1 at the first step",
-}
-"""What legitimately differs from the policy gradient at the first step, with the reason."""
+def skip_exempted(recipe: Recipe, prop: str) -> None:
+    """A component may break a property on purpose: it says so, with the reason."""
+    if reason := recipe.exemptions().get(prop):
+        pytest.skip(reason)
 
 
 def test_the_contract_covers_what_is_registered() -> None:
@@ -138,8 +133,7 @@ def test_nothing_to_learn_from_is_zero_not_nan(name: str) -> None:
 @given(seed=SEEDS, value=st.sampled_from([0.0, 1.0, 0.1, -0.3, 1 / 3, 1e9]))
 def test_equal_rewards_teach_exactly_nothing(name: str, seed: int, value: float) -> None:
     recipe = EVERYTHING[name]
-    if name in EQUAL_REWARDS_TEACH:
-        pytest.skip(EQUAL_REWARDS_TEACH[name])
+    skip_exempted(recipe, "equal_rewards")
     policy, batch = case(recipe, seed)
     roomy = batch.limit * 100  # shaping by length must not act: it would make rewards differ
     equal = batch.with_(reward=torch.full_like(batch.reward, value), limit=roomy)
@@ -152,8 +146,7 @@ def test_equal_rewards_teach_exactly_nothing(name: str, seed: int, value: float)
 def test_first_step_is_the_policy_gradient(name: str, seed: int) -> None:
     """Where policy, learner and sampler agree the gradient is that of -sum weight * A * logp."""
     recipe = EVERYTHING[name].but(penalties=(), reference="initial")
-    if name in NO_POLICY_GRADIENT:
-        pytest.skip(NO_POLICY_GRADIENT[name])
+    skip_exempted(recipe, "first_step")
     policy, batch = case(recipe, seed)
     with torch.no_grad():
         batch = batch.with_(old_logp=torch.where(batch.mask, policy.forward(batch).logp, 0.0))

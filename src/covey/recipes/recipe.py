@@ -130,6 +130,11 @@ class Recipe(Value):
         parts = [inner for part in self.components() for inner in _nested(part)]
         return tuple(dict.fromkeys(name for part in parts for name in part.columns()))
 
+    def exemptions(self) -> dict[str, str]:
+        """Properties of `covey prove` that its components, and those inside these, break on purpose, with the reasons."""
+        parts = [inner for part in self.components() for inner in _nested(part)]
+        return {name: reason for part in parts for name, reason in part.exemptions().items()}
+
     def but(self, **changes: Any) -> Recipe:
         """A recipe with changes: keys are fields or dotted paths (`"surrogate.low"`, `"penalties.kl.coef"`).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -84,6 +85,14 @@ class BatchBaseline(Advantage):
     @model_validator(mode="after")
     def _read(self) -> BatchBaseline:
         return self if self.baseline == "moving" else _refuse_unread(self, f"baseline={self.baseline}", "decay")
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Without a baseline a reward teaches by itself."""
+        return (
+            {"equal_rewards": "without a baseline the reward itself is the advantage"}
+            if self.baseline == "none"
+            else {}
+        )
 
     def initial(self) -> State:
         """A moving baseline has not seen a batch yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float
@@ -17,6 +18,12 @@ class Ratio(Component):
     """A log-ratio with its anchor: `old` (the learner at the start of the step) or `sampled` (what the sampler reported)."""
 
     anchor: Literal["old", "sampled"] = Field(default="old", description="the policy in the denominator")
+
+    def exemptions(self) -> Mapping[str, str]:
+        """A sampler is not the learner."""
+        if self.anchor == "old":
+            return {}
+        return {"first_step": "the ratio to the sampler is not 1 where the learner has not moved"}
 
     def tokenwise(self, live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """log(policy / anchor) of each token, masked and clamped."""
