@@ -62,6 +62,8 @@ def weights(batch: Batch, kind: str, unit: str = "rollout", divisor: int | str =
         elif kind == "group_token_mean":
             same = sum(length[j] for j in range(batch.size) if in_denominator[j] and groups[j] == groups[i])
             whole = same * len({groups[j] for j in range(batch.size) if in_denominator[j]})
+        elif kind == "group_sum":
+            whole = len({groups[j] for j in range(batch.size) if in_denominator[j]})
         elif kind == "rollout_mean":
             whole = units * sum(length[j] for j in range(batch.size) if in_loss[j] and ids[j] == ids[i])
         elif kind == "rollout_sum":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from covey.batch import Batch, Keep
 from covey.registry import Component
-from covey.stages.weighting import Constant, GroupTokenMean, RolloutMean, RolloutSum, TokenMean
+from covey.stages.weighting import Constant, GroupSum, GroupTokenMean, RolloutMean, RolloutSum, TokenMean
 from tests.stages import oracle
 from tests.stages.data import draw_batch, draw_keep
 
@@ -35,6 +35,7 @@ def four_rows() -> tuple[Batch, torch.Tensor]:
         (Constant(divisor=4), 1.6875),
         (Constant(), 1.6875),
         (GroupTokenMean(), (9 / 5 + 18 / 5) / 2),
+        (GroupSum(), 27 / 2),
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
@@ -49,7 +50,9 @@ def test_the_constant_is_the_budget_and_never_the_padded_width() -> None:
     assert float((Constant()(wider) * losses).sum()) == pytest.approx(0.75, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["token_mean", "group_token_mean", "rollout_mean", "rollout_sum", "constant"])
+@pytest.mark.parametrize(
+    "kind", ["token_mean", "group_token_mean", "group_sum", "rollout_mean", "rollout_sum", "constant"]
+)
 @given(
     seed=SEEDS, filtered=st.booleans(), unit=st.sampled_from(["rollout", "row"]), divisor=st.sampled_from(["limit", 7])
 )
@@ -59,6 +62,7 @@ def test_weights_are_the_formula(kind: str, seed: int, filtered: bool, unit: str
     part = {
         "token_mean": TokenMean(),
         "group_token_mean": GroupTokenMean(),
+        "group_sum": GroupSum(),
         "rollout_mean": RolloutMean(unit=unit),
         "rollout_sum": RolloutSum(unit=unit),
         "constant": Constant(unit=unit, divisor=divisor),
@@ -94,7 +98,7 @@ def test_a_rewritten_rollout_has_one_vote(seed: int) -> None:
 def test_an_empty_step_weighs_nothing() -> None:
     batch, _ = four_rows()
     nobody = torch.zeros(4, dtype=torch.bool)
-    for part in (TokenMean(), GroupTokenMean(), RolloutMean(), RolloutSum(), Constant()):
+    for part in (TokenMean(), GroupTokenMean(), GroupSum(), RolloutMean(), RolloutSum(), Constant()):
         assert (part(batch.with_(mask=torch.zeros_like(batch.mask))) == 0).all()
         assert (part(batch.with_(keep=Keep(nobody, nobody, nobody))) == 0).all()
 
@@ -107,3 +111,17 @@ def test_masking_a_row_does_not_amplify_the_others_unless_asked() -> None:
     amplified = batch.with_(keep=Keep(out, yes, out))
     assert float((RolloutMean()(faithful) * losses).sum()) == pytest.approx(2.25)
     assert float((RolloutMean()(amplified) * losses).sum()) == pytest.approx(3.0)
+
+
+@given(seed=SEEDS)
+def test_what_is_spread_over_a_group_comes_back_as_one_number(seed: int) -> None:
+    """A value per group, spread evenly over its tokens: the weighted sum is the mean of the values over all groups."""
+    batch = draw_batch(seed)
+    values, spread, total = {}, torch.zeros(batch.mask.shape, dtype=torch.float64), 0.0
+    for at, group in enumerate(batch.group.unique().tolist()):
+        own = batch.mask & (batch.group == group)[:, None]
+        values[group] = float(at + 1)
+        if own.any():
+            spread[own] = values[group] / float(own.sum())
+            total += values[group]
+    assert float((GroupSum()(batch) * spread).sum()) == pytest.approx(total / len(values))

@@ -32,6 +32,10 @@ def _lengths(batch: Batch, counted: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
 class TokenMean(Component):
     """1 / (all tokens of the step): every token counts the same (arXiv 2503.14476, as all code reads it)."""
 
+    def latex(self) -> str:
+        """The weight."""
+        return r"\frac{1}{T}"
+
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
         tokens = _lengths(batch, batch.keep.denominator).sum()
@@ -42,12 +46,34 @@ class TokenMean(Component):
 class GroupTokenMean(Component):
     """1 / (groups * tokens of the row's group): a token mean inside each prompt (arXiv 2503.14476 eq. 8, to the letter)."""
 
+    def latex(self) -> str:
+        """The weight."""
+        return r"\frac{1}{B\,\sum_{k\in g(n)}L_k}"
+
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
         index, count = compact(batch.group)
         tokens = sum_by(_lengths(batch, batch.keep.denominator), index, count)
         groups = _units(batch.group, batch.keep.denominator)
         return _per_row(batch, divide(torch.ones_like(tokens), tokens * groups)[index])
+
+
+@component("weighting", "group_sum")
+class GroupSum(Component):
+    """1 / groups on every counted token: the terms of a group are summed, and the step is the mean over its groups.
+
+    For surrogates whose gain is one value per group (`residual`, `contrast`), which they spread evenly over the group's tokens:
+    the step's gain is then exactly the mean of these values. Groups without a counted token have the value 0 and still count.
+    """
+
+    def latex(self) -> str:
+        """The weight."""
+        return r"\frac{1}{B}"
+
+    def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
+        """The weight [N T]."""
+        groups = _units(batch.group, batch.keep.denominator)
+        return _per_row(batch, divide(torch.ones(batch.size, dtype=torch.float64), groups.expand(batch.size)))
 
 
 def _units(ids: Int[Tensor, " N"], counted: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
@@ -68,6 +94,10 @@ class _PerUnit(Component):
 class RolloutMean(_PerUnit):
     """1 / (rollouts * tokens of the rollout): every response counts the same (arXiv 2402.03300)."""
 
+    def latex(self) -> str:
+        """The weight."""
+        return r"\frac{1}{N\,L_n}"
+
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
         ids = self.ids(batch)
@@ -79,6 +109,10 @@ class RolloutMean(_PerUnit):
 @component("weighting", "rollout_sum")
 class RolloutSum(_PerUnit):
     """1 / rollouts: a response counts as its tokens' sum, the gradient of its whole log-probability (Williams 1992)."""
+
+    def latex(self) -> str:
+        """The weight."""
+        return r"\frac{1}{N}"
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
@@ -96,6 +130,10 @@ class Constant(_PerUnit):
     divisor: Literal["limit"] | Annotated[int, Field(ge=1)] = Field(
         default="limit", description="C in tokens; limit: the token budget of the row"
     )
+
+    def latex(self) -> str:
+        """The weight."""
+        return rf"\frac{{1}}{{N\cdot {'C' if self.divisor == 'limit' else self.divisor}}}"
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The weight [N T]."""
