@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+PARITY := .venv-parity
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-long check types format docs bench interchange clean
+.PHONY: run test test-long check types format docs bench interchange parity clean
 
 run: $(VENV)/.core  ## teach the embedded model by reinforcement learning (a few minutes)
 	$(BIN)/covey train $(ARGS)
@@ -48,6 +49,17 @@ $(VLLM)/.ready: tests/interchange/vllm.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+parity: $(PARITY)/.ready  ## run TRL's, verl's and OpenRLHF's own functions beside the presets; write docs/parity.md and the tests' numbers
+	$(PARITY)/bin/python -m benchmarks.parity $(ARGS)
+
+# The peers' pins contradict each other; verl and OpenRLHF come without theirs.
+$(PARITY)/.ready: benchmarks/parity/requirements.txt benchmarks/parity/peers.txt constraints.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r $<
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/parity/peers.txt
+	touch $@
+
 # torch first and pinned: a later requirement would otherwise pull a build with gigabytes of GPU libraries.
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,4 +72,4 @@ $(VENV)/.dev: $(VENV)/.core
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(PARITY) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
