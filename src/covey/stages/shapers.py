@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
 from covey.batch import Batch
 from covey.registry import Component, component
+from covey.stages.masked import compact, divide, masked, moments_by, spread_by
+from covey.stages.tex import number
+
+ROUNDING = 1e-12
+"""Values whose spread is this share of their size are equal: what is left of them is rounding."""
 
 
 @component("shaper", "sign_weight")
@@ -21,3 +28,67 @@ class SignWeight(Component):
     def __call__(self, advantage: Float[Tensor, "N T"], batch: Batch) -> Float[Tensor, "N T"]:
         """The weighted advantage."""
         return torch.where(advantage > 0, self.positive * advantage, self.negative * advantage)
+
+    def latex(self) -> str:
+        """Two factors by sign."""
+        above, below = number(self.positive), number(self.negative)
+        return rf"A_{{n,t}}\,({above}\cdot\mathbf 1[A_{{n,t}}>0]+{below}\cdot\mathbf 1[A_{{n,t}}<0])"
+
+
+@component("shaper", "whiten")
+class Whiten(Component):
+    """A <- (A - mean) / std over the rollout batch (arXiv 2501.03262, 1707.06347 as implemented).
+
+    unit `rollout`: every response counts once, by the mean over its policy tokens; `token`: every policy token counts once, so
+    long responses count more and the mean over responses is not 0. Rows outside the statistics keep 0, and with `active_groups`
+    so do groups whose advantages are all equal. Fewer than two units, or units that are equal up to rounding, give exactly 0.
+    """
+
+    unit: Literal["rollout", "token"] = Field(default="rollout", description="what counts once in mean and std")
+    center: bool = Field(default=True, description="whether the mean is taken off; without it only the scale changes")
+    ddof: Literal[0, 1] = Field(default=1, description="1: unbiased variance; 0: population variance")
+    eps: float = Field(default=1e-8, ge=0, description="keeps the divisor off 0")
+    inside: bool = Field(default=True, description="true: sqrt(variance + eps); false: std + eps")
+    over: Literal["all", "active_groups"] = Field(
+        default="all", description="the rows that are whitened: all, or those of groups whose advantages differ"
+    )
+
+    def __call__(self, advantage: Float[Tensor, "N T"], batch: Batch) -> Float[Tensor, "N T"]:
+        """The whitened advantage."""
+        advantage = advantage.double()
+        counted = batch.mask & batch.keep.statistics[:, None]
+        if self.over == "active_groups":
+            counted = counted & _active(advantage, counted, batch)
+        values = advantage[counted]
+        if self.unit == "rollout":
+            index, count = compact(batch.rollout[:, None].expand(batch.mask.shape)[counted])
+            values = moments_by(values, torch.ones_like(values, dtype=torch.bool), index, count, 0)[0]
+        member = torch.ones_like(values, dtype=torch.bool)
+        everyone = torch.zeros_like(values, dtype=torch.long)
+        mean, std = moments_by(values, member, everyone, 1, self.ddof)
+        divisor = (std.square() + self.eps).sqrt() if self.inside else std + self.eps
+        equal = spread_by(values, member, everyone, 1) <= ROUNDING * _largest(values)
+        divisor = torch.where(equal, torch.zeros_like(divisor), divisor)
+        centered = advantage - mean if self.center else advantage
+        return masked(divide(centered, divisor.expand_as(centered)), counted)
+
+    def latex(self) -> str:
+        """The quotient; what is counted stands below mean and variance."""
+        units = "n" if self.unit == "rollout" else "n,t"
+        rows = "" if self.over == "all" else r"\,:\,\sigma_{g(n)}>0"
+        unit = r"\bar A_n" if self.unit == "rollout" else r"A_{n,t}"
+        top = rf"A_{{n,t}}-\operatorname{{mean}}_{{{units}{rows}}}{unit}" if self.center else r"A_{n,t}"
+        kind = rf"\operatorname{{var}}^{{\mathrm{{ddof}}={self.ddof}}}_{{{units}{rows}}}{unit}"
+        bottom = rf"\sqrt{{{kind}+{number(self.eps)}}}" if self.inside else rf"\sqrt{{{kind}}}+{number(self.eps)}"
+        return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().max() if values.numel() else torch.zeros((), dtype=values.dtype, device=values.device)
+
+
+def _active(advantage: Float[Tensor, "N T"], counted: Bool[Tensor, "N T"], batch: Batch) -> Bool[Tensor, "N 1"]:
+    """Rows of groups whose advantages differ."""
+    index, count = compact(batch.group)
+    spread = spread_by(advantage[counted], counted[counted], index[:, None].expand(counted.shape)[counted], count)
+    return (spread > ROUNDING * _largest(advantage[counted]))[index][:, None]

@@ -1,0 +1,12 @@
+"""Numbers and conditions as LaTeX, for the formulas that components tell of themselves."""
+
+from __future__ import annotations
+
+
+def number(value: float) -> str:
+    """A number in LaTeX: 0.2 as it is, 1e-06 as a power of ten."""
+    mantissa, _, exponent = f"{value:g}".partition("e")
+    if not exponent:
+        return mantissa
+    power = f"10^{{{int(exponent)}}}"
+    return power if mantissa == "1" else rf"{mantissa}\cdot {power}"
