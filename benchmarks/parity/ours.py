@@ -1,0 +1,67 @@
+"""covey's side: loss and gradient, or advantages, of a preset with changes on one undivided batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.parity.data import Case
+from covey import recipes
+from covey.batch import Credited, Live
+from covey.recipes.recipe import Recipe
+from covey.stages.credit import credit, initial_states, weigh
+from covey.stages.masked import broadcast
+from covey.stages.objective import objective
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a peer's function gave: a loss with its gradient by logp, or advantages [N T]; and whose preset must equal it.
+
+    `call` names the peer's function, `mode` its aggregation; `preset` and `changes` make our recipe: `get(preset).but(...)`.
+    """
+
+    kind: Literal["loss", "advantage"]
+    call: str
+    mode: str
+    preset: str
+    tensor: Tensor
+    loss: float = 0.0
+    changes: dict[str, Any] = field(default_factory=dict)
+    precision: float = 1e-9
+    note: str = ""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Our recipe."""
+        return recipes.get(self.preset).but(**self.changes)
+
+    def difference(self, case: Case) -> float:
+        """The largest |difference| of loss and gradient (or of advantages) between the peer and covey."""
+        if self.kind == "advantage":
+            gap = torch.where(case.mask, advantage(self.recipe, case) - self.tensor, 0.0)
+            return float(gap.abs().max())
+        loss, gradient = loss_and_gradient(self.recipe, case)
+        return max(abs(loss - self.loss), float((gradient - self.tensor).abs().max()))
+
+
+def loss_and_gradient(recipe: Recipe, case: Case, per_token: Tensor | None = None) -> tuple[float, Tensor]:
+    """The loss of one optimizer step on the given advantages, and its gradient by the policy's logp."""
+    batch = case.batch()
+    given = broadcast(case.advantage, case.mask) if per_token is None else per_token
+    ones = broadcast(torch.ones(case.size, dtype=torch.float64), case.mask)
+    columns = {**batch.columns, "correction": ones, "score": case.reward.sum(1)}
+    credited = Credited(**{**vars(batch), "columns": columns}, advantage=given, weight=torch.zeros_like(given))
+    logp = case.logp.clone().requires_grad_()
+    loss, _ = objective(recipe, Live(logp), weigh(recipe, credited), initial_states(recipe))
+    (gradient,) = torch.autograd.grad(loss, logp)
+    return float(loss.detach()), gradient
+
+
+def advantage(recipe: Recipe, case: Case) -> Tensor:
+    """The advantages [N T] that credit gives."""
+    batch = case.batch()
+    return credit(recipe, batch, initial_states(recipe))[0].advantage

@@ -1,0 +1,144 @@
+"""verl's own `core_algos`: policy losses under each aggregation that they heed, and advantage estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from verl.trainer.config import AlgoConfig
+from verl.trainer.ppo import core_algos
+from verl.workers.config import ActorConfig, PolicyLossConfig
+
+from benchmarks.parity.data import Case
+from benchmarks.parity.ours import Found
+
+MODES: dict[str, Any] = {
+    "token-mean": "token_mean",
+    "seq-mean-token-mean": "rollout_mean",
+    "seq-mean-token-sum": "rollout_sum",
+    "seq-mean-token-sum-norm": "constant",
+}
+"""verl's name of an aggregation -> covey's weighting. `token-sum` has none: its gradient grows with the batch."""
+
+LOSSES: tuple[tuple[str, str, dict[str, Any], dict[str, Any], bool], ...] = (
+    ("vanilla", "grpo@verl", {}, {}, True),
+    (
+        "vanilla",
+        "grpo@verl",
+        {"clip_ratio_low": 0.1, "clip_ratio_high": 0.28, "clip_ratio_c": 1.5},
+        {"surrogate.low": 0.1, "surrogate.high": 0.28, "surrogate.dual": 1.5},
+        True,
+    ),
+    ("gspo", "gspo@verl", {"clip_ratio_low": 0.05, "clip_ratio_high": 0.08}, {"surrogate.low": 0.05, "surrogate.high": 0.08}, True),
+    ("cispo", "cispo@verl", {}, {}, True),
+    ("cispo", "cispo@verl", {"clip_ratio_low": 1.0, "clip_ratio_high": 4.0}, {"surrogate.low": 0.0, "surrogate.high": 5.0}, True),
+    ("sapo", "sapo@verl", {}, {}, False),
+    ("geo_mean", "gmpo@verl", {}, {}, False),
+    ("geo_mean", "gmpo@verl", {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4}, {"surrogate.low": 0.4, "surrogate.high": 0.4}, False),
+)  # fmt: skip
+"""(loss mode, our preset, verl's options, our changes, whether it heeds the aggregation)."""
+
+
+def actor(**options: Any) -> ActorConfig:
+    """verl's options of the actor; the fields that it demands say nothing of the loss."""
+    return ActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, **options)
+
+
+def batch_info(case: Case) -> dict[str, Any]:
+    """The counts of the whole optimizer step, which verl's engine passes down to every micro-batch."""
+    return {"dp_size": 1, "batch_num_tokens": case.tokens, "global_batch_size": case.size, "loss_scale_factor": case.limit}
+
+
+def loss(name: str, case: Case, mode: str, *, config: ActorConfig, per_token: Tensor | None = None) -> tuple[float, Tensor]:
+    """A registered policy loss and its gradient."""
+    logp, mask = case.logp.clone().requires_grad_(), case.mask.double()
+    given = case.advantage[:, None] * mask if per_token is None else per_token
+    value, _ = core_algos.get_policy_loss_fn(name)(
+        old_log_prob=case.old_logp, log_prob=logp, advantages=given, response_mask=mask, loss_agg_mode=mode, config=config
+    )
+    (gradient,) = torch.autograd.grad(value, logp)
+    return float(value.detach()), gradient
+
+
+def losses(case: Case) -> Iterator[Found]:
+    """Every shared loss."""
+    for name, preset, options, changes, heeds in LOSSES:
+        for mode in MODES if heeds else ("its own",):
+            config = actor(global_batch_info=batch_info(case), **options)
+            value, gradient = loss(name, case, mode, config=config)
+            made = {**changes, "weighting": MODES[mode]} if heeds else changes
+            note = ", ".join(f"{key}={value}" for key, value in options.items())
+            yield Found("loss", name, mode, preset, gradient, value, made, note=note)
+    yield from penalties(case)
+
+
+KLS = {"k2": "k2", "k3": "k3", "k3+": "k3_straight_through"}
+"""verl's kl_loss_type -> covey's estimator."""
+
+
+def penalties(case: Case) -> Iterator[Found]:
+    """The KL in the loss, which verl aggregates by the mode of the policy's loss: here beside advantages of 0."""
+    for name, estimator in KLS.items():
+        for mode, weighting in MODES.items():
+            logp = case.logp.clone().requires_grad_()
+            mask, info = case.mask.double(), batch_info(case)
+            cost = core_algos.agg_loss(core_algos.kl_penalty(logp, case.ref_logp, name), mask, mode, **info)
+            policy, gradient = loss("vanilla", case, mode, config=actor(global_batch_info=info))
+            (more,) = torch.autograd.grad(0.001 * cost, logp)
+            total = policy + 0.001 * float(cost.detach())
+            penalty = {"kind": "kl", "coef": 0.001, "estimator": estimator, "weighting": weighting}
+            changes = {"weighting": weighting, "penalties": [penalty]}
+            yield Found("loss", f"vanilla + kl_penalty {name}", mode, "grpo@verl", gradient + more, total, changes)
+
+
+def token_rewards(case: Case, reward: Tensor | None = None) -> Tensor:
+    """The score of each row on its last token, as verl's trainer passes it."""
+    last = case.mask.shape[1] - 1 - case.mask.flip(1).long().argmax(1)
+    out = torch.zeros(case.mask.shape, dtype=torch.float64)
+    out[torch.arange(case.size), last] = case.reward.sum(1) if reward is None else reward
+    return out
+
+
+def estimate(name: str, case: Case, rewards: Tensor | None = None, **options: Any) -> Tensor:
+    """A registered advantage estimator."""
+    call = core_algos.get_adv_estimator_fn(name)
+    given = token_rewards(case) if rewards is None else rewards
+    common = {"token_level_rewards": given.clone(), "response_mask": case.mask.double()}
+    if name == "gae":
+        return call(**common, values=case.value, gamma=options["gamma"], lam=options["lam"])[0]
+    if name != "reinforce_plus_plus":
+        common["index"] = np.array(case.group.tolist())
+    return call(**common, **options)[0]
+
+
+def kl_rewards(case: Case, coef: float) -> Tensor:
+    """verl's `apply_kl_penalty`: the KL to the reference taken from every token's reward."""
+    cost = core_algos.kl_penalty(case.old_logp, case.ref_logp, "kl") * case.mask
+    return token_rewards(case) - coef * cost
+
+
+def advantages(case: Case) -> Iterator[Found]:
+    """Every shared estimator."""
+
+    def found(name: str, preset: str, tensor: Tensor, note: str = "", **rest: Any) -> Found:
+        return Found("advantage", name, "", preset, tensor, note=note, **rest)
+
+    config = AlgoConfig(gamma=1.0, norm_adv_by_std_in_grpo=True)
+    yield found("grpo", "grpo@verl", estimate("grpo", case))
+    plain = {"advantage": {"kind": "group_norm", "scale": "none"}}
+    without = estimate("grpo", case, norm_adv_by_std_in_grpo=False)
+    yield found("grpo", "grpo@verl", without, "norm_adv_by_std_in_grpo=False: the Dr.GRPO form", changes=plain)
+    yield found("grpo_vectorized", "grpo@verl", estimate("grpo_vectorized", case))
+    yield found("rloo", "rloo@verl", estimate("rloo", case))
+    yield found("rloo_vectorized", "rloo@verl", estimate("rloo_vectorized", case))
+    yield found("reinforce_plus_plus", "reinforce_plus_plus@verl", estimate("reinforce_plus_plus", case, config=config))
+    with_kl = estimate("reinforce_plus_plus", case, kl_rewards(case, 0.1), config=config)
+    yield found("reinforce_plus_plus", "reinforce_plus_plus@verl", with_kl, "use_kl_in_reward, kl_coef=0.1", changes={"mix.coef": 0.1})
+    base = estimate("reinforce_plus_plus_baseline", case, config=config)
+    yield found("reinforce_plus_plus_baseline", "reinforce_plus_plus_baseline@verl", base)
+    yield found("gae", "ppo@verl", estimate("gae", case, gamma=1.0, lam=1.0), "gamma=1, lam=1")
+    changes = {"advantage.lam": 0.9, "advantage.gamma": 0.97}
+    yield found("gae", "ppo@verl", estimate("gae", case, gamma=0.97, lam=0.9), "gamma=0.97, lam=0.9", changes=changes)
