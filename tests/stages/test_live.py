@@ -167,7 +167,7 @@ def test_golden_of_the_clip_over_tokens() -> None:
 def test_the_clips_metric_counts_what_lost_its_gradient() -> None:
     batch = one_row([-1.0] * 5, [1.0, 1.0, -1.0, -1.0, 0.0])
     now = live([-1 + math.log(rho) for rho in (2.0, 0.5, 2.0, 0.5, 2.0)])
-    metrics = Clip().measure(TokenRatio()(now, batch).detach(), batch)
+    metrics = Clip().measure(TokenRatio()(now, batch).detach(), now, batch)
     assert (metrics["clip/high"].value, metrics["clip/low"].value) == (0.2, 0.2)
     gain(TokenRatio(), Clip(), now, batch).sum().backward()
     assert [g == 0 for g in now.logp.grad[0].tolist()] == [True, False, False, True, True]

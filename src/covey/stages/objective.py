@@ -36,12 +36,19 @@ def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, 
     loss = -(batch.weight.to(gain.dtype) * gain).sum()
     reports = [_shared(live, batch), _sums(recipe.surrogate, live, batch)]
     if recipe.ratio is not None and log_ratio is not None:
-        reports.append(_sums(recipe.ratio, live, batch))
-        reports += [recipe.surrogate.measure(log_ratio.detach(), batch), _ratio(log_ratio.detach(), batch)]  # type: ignore[attr-defined]
+        reports += [_sums(recipe.ratio, live, batch), _ratio(recipe.ratio, log_ratio.detach(), batch)]
+    still = Live.of({name: value.detach() for name, value in live.tensors().items()})
+    moved = torch.zeros_like(still.logp) if log_ratio is None else log_ratio.detach()
+    reports.append(recipe.surrogate.measure(moved, still, batch))  # type: ignore[attr-defined]
     for part in recipe.penalties:
         cost = _call(part, states, live, batch)
         loss = loss + part.coef * (batch.penalty_weight[part.kind].to(cost.dtype) * cost).sum()  # type: ignore[attr-defined]
         reports += [part.measure(cost.detach(), batch), _sums(part, live, batch)]  # type: ignore[attr-defined]
+        reports.append(_observed(part, states, seen, batch))
+    if recipe.joint_critic is not None:
+        own, metrics = recipe.joint_critic.loss(live, batch)
+        loss = loss + own
+        reports.append(metrics)
     return loss, _join(reports, loss)
 
 
@@ -79,6 +86,15 @@ def _call(part: Component, states: Mapping[str, State], *inputs: Any) -> Tensor:
     return result
 
 
+def _observed(part: Component, states: Mapping[str, State], live: Live, batch: Credited) -> Metrics:
+    """What a penalty reports beside its cost: `observe` is called like the penalty itself, on detached outputs."""
+    if not hasattr(part, "observe"):
+        return {}
+    name = name_of(part)
+    found: Metrics = part.observe(live, batch, state=states[name]) if name in states else part.observe(live, batch)
+    return found
+
+
 def _join(reports: Iterable[Metrics], loss: Tensor) -> Metrics:
     joined = {name: metric for report in reports for name, metric in report.items()}
     return joined | {"loss/value": total(float(loss.detach()))}
@@ -106,11 +122,13 @@ def _shared(live: Live, batch: Credited) -> Metrics:
     return out
 
 
-def _ratio(log_ratio: Tensor, batch: Credited) -> Metrics:
-    counted = batch.weight != 0
+def _ratio(part: Component, log_ratio: Tensor, batch: Credited) -> Metrics:
+    counted, ceiling = batch.weight != 0, getattr(part, "ceiling", LOG_RATIO_LIMIT)
     ratio, tokens = masked(log_ratio.exp(), counted), float(counted.sum())
+    clamped = counted & ((log_ratio >= ceiling) | (log_ratio <= -LOG_RATIO_LIMIT))
     return {
         "ratio/mean": mean(float(ratio.double().sum()), tokens),
         "ratio/max": highest(float(ratio.max()) if tokens else 0.0),
-        "ratio/clamped": mean(float((counted & (log_ratio.abs() >= LOG_RATIO_LIMIT)).sum()), tokens),
+        "ratio/abs_log": mean(float(masked(log_ratio.abs(), counted).double().sum()), tokens),
+        "ratio/clamped": mean(float(clamped.sum()), tokens),
     }
