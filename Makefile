@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-long check types format docs bench interchange parity clean
+.PHONY: run test test-long check types format docs bench curves interchange parity clean
 
 run: $(VENV)/.core  ## teach the embedded model by reinforcement learning (a few minutes)
 	$(BIN)/covey train $(ARGS)
@@ -38,6 +38,9 @@ bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementatio
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.memory
+
+curves: $(VENV)/.dev  ## learning curves of every recipe on compose, three seeds (half an hour); only those whose options changed
+	$(BIN)/python -m benchmarks.curves $(ARGS)
 
 interchange: $(VENV)/.dev $(VLLM)/.ready  ## folders of covey load in transformers, peft and vLLM, and say the same
 	COVEY_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/interchange -ra $(ARGS)
