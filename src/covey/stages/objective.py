@@ -44,7 +44,7 @@ def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, 
         cost = _call(part, states, live, batch)
         loss = loss + part.coef * (batch.penalty_weight[part.kind].to(cost.dtype) * cost).sum()  # type: ignore[attr-defined]
         reports += [part.measure(cost.detach(), batch), _sums(part, live, batch)]  # type: ignore[attr-defined]
-        reports.append(_observed(part, states, seen, batch))
+        reports.append(_observed(part, states, still, batch))
     if recipe.joint_critic is not None:
         own, metrics = recipe.joint_critic.loss(live, batch)
         loss = loss + own
