@@ -13,10 +13,11 @@ from torch import nn
 
 from covey.collect.grouped import GroupedCollector, Speech
 from covey.collect.prompts import Prompts, visit_of
-from covey.columns import providers
+from covey.columns import Values, providers
 from covey.engines.adapters import REFERENCE, Lora, add_reference, is_fresh
 from covey.engines.chat import Chat
 from covey.engines.cluster import Cluster
+from covey.engines.critic import build_critic, build_policy
 from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner, inner
 from covey.engines.loading import LoadedModel, ModelOptions, load_model
 from covey.engines.probe import choose_threads
@@ -165,9 +166,10 @@ def _sampler(config: RunConfig, loaded: LoadedModel, world: World) -> HFSampler:
 def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSampler) -> Cluster:
     """Learner and sampler and, where the recipe needs one, a frozen reference on every rank."""
     options = config.budget.optimizer
-    second = _second_model(config, loaded)
-    learner = TorchLearner(
-        Scorer(loaded.model),
+    copied, second = _critic_model(config, loaded), _second_model(config, loaded)
+    learner = build_policy(
+        config.recipe.critic,
+        loaded.model,
         world=world,
         tokens_per_slice=config.engines.tokens_per_slice,
         gradient_checkpointing=config.engines.gradient_checkpointing,
@@ -186,7 +188,21 @@ def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSa
         objective=lambda live, batch, states: objective(config.recipe, live, batch, states),
         references={} if reference is None else {"reference": reference},
         follower=_follower(config.recipe.reference, learner, reference),
+        critic=build_critic(config.recipe.critic, learner, copied),
     )
+
+
+def _critic_model(config: RunConfig, loaded: LoadedModel) -> nn.Module | None:
+    """What a critic apart from the policy starts from: a copy of the policy, before adapters of a reference are put into it."""
+    critic = config.recipe.critic
+    if critic is None or config.recipe.joint_critic is not None:
+        return None
+    if config.model.quantize is not None:
+        right = "Use recipe.critic=shared, or no model.quantize."
+        raise ConfigError(
+            "recipe.critic", "a separate critic is a copy of the model, and rounded weights are not copied", right
+        )
+    return copy.deepcopy(loaded.model)
 
 
 def _second_model(config: RunConfig, loaded: LoadedModel) -> nn.Module | None:
@@ -238,7 +254,9 @@ def _improver(config: RunConfig, cluster: Cluster, weights: Mapping[str, float])
         temperature=budget.sampling.temperature,
         lr=rate,
     )
-    columns = providers(config.recipe.needs(), cluster.forward, budget.sampling.temperature)
+    values = Values(cluster, joint=config.recipe.joint_critic is not None)
+    trained = {} if config.recipe.critic is None else {"value": values}
+    columns = providers(config.recipe.needs(), cluster.forward, budget.sampling.temperature, trained)
     return GradientImprover(config.recipe, cluster, columns, schedule, weights)
 
 

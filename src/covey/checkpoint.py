@@ -4,6 +4,8 @@
         model/                 an ordinary transformers (or PEFT) folder
         optimizer.safetensors  tensors `<parameter>/<slot>`
         reference.safetensors  the reference policy, where it moves
+        critic.safetensors     the critic, where there is one: its weights or, on the policy's trunk, its head
+        critic_optimizer.safetensors  its optimizer's tensors
         state.json             step, states of components, offsets of logs, ledger ...
         manifest.json          size and SHA-256 of each file
 
@@ -41,13 +43,20 @@ class State:
     """What a checkpoint is made of.
 
     `write_model(folder)` writes a transformers folder (see `export`), `optimizer` holds full tensors named `<parameter>/<slot>`,
-    `reference` the weights of a moving reference (empty without one), `record` is all the rest as plain data.
+    `reference` the weights of a moving reference, `critic` and `critic_optimizer` those of a critic (empty without one), `record`
+    is all the rest as plain data.
     """
 
     write_model: Callable[[Path], None]
     optimizer: Mapping[str, Tensor]
     record: Mapping[str, Json]
     reference: Mapping[str, Tensor] = field(default_factory=dict)
+    critic: Mapping[str, Tensor] = field(default_factory=dict)
+    critic_optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+_PERHAPS = ("reference", "critic", "critic_optimizer")
+"""Fields of a state that have a file only if they hold something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +82,11 @@ class Checkpoint:
 
         return dict(load_file(self.folder / "optimizer.safetensors"))
 
-    def reference(self) -> dict[str, Tensor]:
-        """The weights of a moving reference; empty where there is none."""
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `State.reference`, `critic` or `critic_optimizer`; empty where there are none."""
         from safetensors.torch import load_file
 
-        path = self.folder / "reference.safetensors"
+        path = self.folder / f"{name}.safetensors"
         return dict(load_file(path)) if path.exists() else {}
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -107,8 +116,9 @@ def save(run_folder: Path, step: int, state: State, *, keep: int = 2) -> Path:
             if files.begin("write"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write_tensors(folder / "optimizer.safetensors", state.optimizer)
-        if state.reference:
-            _write_tensors(folder / "reference.safetensors", state.reference)
+        for name in _PERHAPS:
+            if tensors := getattr(state, name):
+                _write_tensors(folder / f"{name}.safetensors", tensors)
         text = json.dumps({"format": FORMAT, "step": step, "record": state.record}, indent=1, allow_nan=False)
         files.write_bytes(folder / "state.json", text.encode())
 

@@ -1,4 +1,4 @@
-"""The improver that takes gradient steps: columns -> credit -> weights -> objective -> optimizer."""
+"""The improver that takes gradient steps: columns -> credit -> weights -> (critic) -> objective -> optimizer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from covey.batch import Batch, Credited
 from covey.collect.rows import rows
+from covey.columns.noise import keys
 from covey.metrics import Metric, Metrics, highest, mean, merge
-from covey.protocols import Column, Update
+from covey.protocols import Column, TrainedColumn, Update
 from covey.random import permutation
 from covey.recipes.recipe import Recipe
 from covey.registry import Couples, State
@@ -51,32 +52,36 @@ class GradientImprover:
         weights: Mapping[str, float],
     ) -> None:
         self.recipe, self.engine, self.columns, self.schedule, self.weights = recipe, engine, columns, schedule, weights
+        self.trained: list[TrainedColumn] = [column for column in columns if isinstance(column, TrainedColumn)]
         self.states: dict[str, State] = initial_states(recipe)
         self.optimizer_steps = 0
 
     def improve(self, groups: Sequence[Group], step: int) -> Update:
         """One rollout batch: credit once, then every optimizer step with weights of its own."""
         batch = rows(groups, self.weights)
+        batch = batch.with_(columns={"key": keys(groups, self.schedule.seed)})
         columns = [column.provide(batch) for column in self.columns]
         batch = batch.with_(columns={name: value for made in columns for name, value in made.items()})
         credited, self.states, metrics = credit(self.recipe, batch, self.states)
         reports: list[Metrics] = [metrics]
-        for index in self.parts(batch, step):
-            found = self.optimize(weigh(self.recipe, credited.rows(index)))
-            if len(reports) == 1 and "kl/sampled_vs_policy" in found:  # nothing has moved yet
+        warming_up = step < getattr(self.recipe.critic, "warm_up_steps", 0)
+        for at, index in enumerate(self.parts(batch, step)):
+            part, lr = weigh(self.recipe, credited.rows(index)), self.schedule.lr(self.optimizer_steps)
+            reports += [column.fit(part, lr, alone=warming_up) for column in self.trained]
+            found = {"lr": highest(lr)} if warming_up else self.optimize(part, lr)
+            if at == 0 and "kl/sampled_vs_policy" in found:  # nothing has moved yet
                 found["kl/sampled_vs_old"] = found["kl/sampled_vs_policy"]
             reports.append(found)
+            self.optimizer_steps += 1
         return Update(merge(reports), _per_rollout(credited, groups))
 
-    def optimize(self, part: Credited) -> dict[str, Metric]:
+    def optimize(self, part: Credited, lr: float) -> dict[str, Metric]:
         """One optimizer step on a set of whole groups; a batch's loss is the mean over its steps."""
-        lr = self.schedule.lr(self.optimizer_steps)
         metrics = self.engine.update(
             part, couples=couples(self.recipe), outputs=outputs(self.recipe), temperature=self.schedule.temperature,
             lr=lr, states=self.states,
         )  # fmt: skip
         self.states = advance(self.recipe, self.states, metrics)
-        self.optimizer_steps += 1
         return {**reported(metrics), "loss/value": mean(metrics["loss/value"].value), "lr": highest(lr)}
 
     def parts(self, batch: Batch, step: int) -> list[Tensor]:

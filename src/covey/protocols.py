@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -82,6 +82,14 @@ class Column(Protocol):
     """Provides named data per row or token, once per rollout batch."""
 
     def provide(self, batch: Batch) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class TrainedColumn(Column, Protocol):
+    """A column that learns beside the policy, by an optimizer of its own: a critic."""
+
+    def fit(self, step: Credited, lr: float, *, alone: bool) -> Metrics:
+        """Learn from the rows of one optimizer step, given the policy's rate; `alone`: the policy does not."""
 
 
 class Collector(Protocol):

@@ -39,6 +39,8 @@ def save(run: Run) -> Path:
         write_model=_model_writer(run),
         optimizer=run.parts.cluster.optimizer_state(),
         reference=run.parts.cluster.reference_state(),
+        critic=run.parts.cluster.critic_weights(),
+        critic_optimizer=run.parts.cluster.optimizer_state("critic"),
         record=record,
     )
     return checkpoint.save(run.folder, run.step, state, keep=run.config.budget.checkpoint_keep)
@@ -51,7 +53,10 @@ def restore(run: Run) -> None:
     adapted, dtype = run.parts.loaded.adapted, DTYPES[run.config.model.dtype]
     weights = read_adapter(found.model) if adapted else found.weights(dtype)
     run.parts.cluster.load(weights=weights, optimizer=found.optimizer())
-    run.parts.cluster.load_reference(found.reference(), found.step)
+    run.parts.cluster.load_reference(found.tensors("reference"), found.step)
+    if run.config.recipe.critic is not None:
+        critic, moments = found.tensors("critic"), found.tensors("critic_optimizer")
+        run.parts.cluster.load(weights=critic, optimizer=moments, model="critic")
     run.improver.states = record["states"]
     run.improver.optimizer_steps = record["optimizer_steps"]
     run.collector.prompts.cursor = record["cursor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
@@ -41,6 +41,14 @@ Objective = Callable[[Live, Credited, States], tuple[Tensor, Metrics]]
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that learns, and from what."""
+
+    learner: TorchLearner
+    objective: Objective
+
+
 class Cluster:
     """All ranks as one learner and one sampler.
 
@@ -57,10 +65,12 @@ class Cluster:
         objective: Objective,
         references: Mapping[str, SlicedScorer] | None = None,
         follower: Follower | None = None,
+        critic: Trained | None = None,
     ) -> None:
-        self.world, self.learner, self.sampler, self.objective = world, learner, sampler, objective
-        self.follower = follower
-        self.scorers: dict[str, SlicedScorer] = {"policy": learner, **(references or {})}
+        self.world, self.learner, self.sampler, self.follower = world, learner, sampler, follower
+        self.trained = {"policy": Trained(learner, objective), **({} if critic is None else {"critic": critic})}
+        learners = {name: one.learner for name, one in self.trained.items()}
+        self.scorers: dict[str, SlicedScorer] = {**learners, **(references or {})}
         self._failed = False
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
@@ -96,8 +106,9 @@ class Cluster:
         temperature: float,
         lr: float,
         states: States,
+        model: str = "policy",
     ) -> Metrics:
-        """One optimizer step on all rows of `step`; the metrics are totals over slices and ranks.
+        """One optimizer step of a model on all rows of `step`; the metrics are totals over slices and ranks.
 
         A coupled objective whose unit would be split is taken in two passes: J and dJ/dx from the detached outputs of the whole
         step, then `(dJ/dx * x).sum()` slice by slice.
@@ -109,22 +120,24 @@ class Cluster:
             "temperature": temperature,
             "states": states,
             "linear": False,
+            "model": model,
         }
+        owner = self.trained[model]
         if self._parts(step, shares, couples):
-            live = self.forward(step, outputs, temperature)
-            coefs, first = coefficients(live, step, lambda live, rows: self.objective(live, rows, states))
+            live = self.forward(step, outputs, temperature, model)
+            coefs, first = coefficients(live, step, lambda live, rows: owner.objective(live, rows, states))
             step = step.with_(columns={f"{COEF}{name}": coef for name, coef in coefs.items()})
             options["linear"] = True
         if self.world.size == 1:
-            return merge([first, self._backward(step, options), self.learner.step(lr)])
+            return merge([first, self._backward(step, options), owner.learner.step(lr)])
         second = merge(metrics_from(answer) for answer in self._ask("backward", share_out(step, shares, options)))
-        return merge([first, second, metrics_from(self._ask("step", self._same({"lr": lr}))[0])])
+        return merge([first, second, metrics_from(self._ask("step", self._same({"lr": lr, "model": model}))[0])])
 
     def _parts(self, step: Credited, shares: Plan, couples: Couples) -> bool:
         """Whether slices would part rows that the objective couples."""
         if couples == "row":
             return False
-        plan, whole = plan_slices(step, self.learner.tokens_per_slice)
+        plan, whole = plan_slices(step, self.learner.tokens_per_slice)  # every model of a run has the same limit
         if couples == "group":
             return not whole
         return len(plan) > 1 or sum(bool(share) for share in shares) > 1
@@ -143,10 +156,19 @@ class Cluster:
         self._tell("weights", {})
         return self._guarded(self.learner.weights)
 
-    def optimizer_state(self) -> Mapping[str, Tensor]:
-        """The whole optimizer state as tensors `<parameter>/<slot>`."""
-        self._tell("optimizer_state", {})
-        return self._guarded(self.learner.optimizer_state)
+    def optimizer_state(self, model: str = "policy") -> Mapping[str, Tensor]:
+        """The whole optimizer state of a model as tensors `<parameter>/<slot>`; empty where nobody trains such a model."""
+        if model not in self.trained:
+            return {}
+        self._tell("optimizer_state", {"model": model})
+        return self._guarded(self.trained[model].learner.optimizer_state)
+
+    def critic_weights(self) -> Mapping[str, Tensor]:
+        """All trained weights of the critic, head included; empty without one."""
+        if "critic" not in self.trained:
+            return {}
+        self._tell("trained_weights", {"model": "critic"})
+        return self._guarded(self.trained["critic"].learner.trained_weights)
 
     def reference_state(self) -> Mapping[str, Tensor]:
         """The whole values of a moving reference under the names of `weights`; empty where the reference never moves."""
@@ -157,12 +179,16 @@ class Cluster:
         return self.follower.tensors() if self.follower else {}
 
     def load(
-        self, *, weights: Mapping[str, Tensor] | None = None, optimizer: Mapping[str, Tensor] | None = None
+        self,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        optimizer: Mapping[str, Tensor] | None = None,
+        model: str = "policy",
     ) -> None:
-        """Replace weights (all or some), optimizer state or both on every rank by full tensors."""
+        """Replace weights (all or some), optimizer state or both of a model on every rank by full tensors."""
         for part, tensors in (("weights", weights), ("optimizer", optimizer)):
             if tensors is not None:
-                self._load_all({"part": part}, tensors)
+                self._load_all({"part": part, "model": model}, tensors)
 
     def load_reference(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Replace a moving reference by what `reference_state` gave after a step."""
@@ -206,7 +232,7 @@ class Cluster:
         elif command == "reference_state":
             self._reference_state()
         elif command != "stop":
-            getattr(self.learner, command)()
+            getattr(self.trained[header.get("model", "policy")].learner, command)()
         return bool(command != "stop")
 
     def _same(self, header: Mapping[str, Json]) -> list[Payload]:
@@ -251,7 +277,7 @@ class Cluster:
         if command == "backward":
             return metrics_to(self._backward(unpack(payload), header)), {}
         if command == "step":
-            return metrics_to(self.learner.step(header["lr"])), {}
+            return metrics_to(self.trained[header["model"]].learner.step(header["lr"])), {}
         if self.follower is not None:
             self.follower.follow(header["version"])
         weights = self.learner.weights()
@@ -259,11 +285,13 @@ class Cluster:
         return {"lost": find_lost(inner(self.learner.scorer), weights, self.sampler)}, {}
 
     def _backward(self, batch: Credited, options: Mapping[str, Json]) -> Metrics:
+        owner = self.trained[options["model"]]
+
         def objective(live: Live, rows: Credited) -> tuple[Tensor, Metrics]:
-            return linear(live, rows) if options["linear"] else self.objective(live, rows, options["states"])
+            return linear(live, rows) if options["linear"] else owner.objective(live, rows, options["states"])
 
         idle = options.get("idle", False)
-        return self.learner.backward(batch, objective, options["outputs"], options["temperature"], idle=idle)
+        return owner.learner.backward(batch, objective, options["outputs"], options["temperature"], idle=idle)
 
     def _load(self, header: Mapping[str, Json], tensors: Mapping[str, Tensor] | None) -> None:
         """Rank 0's tensors, one after another, into every rank's learner."""
@@ -279,9 +307,9 @@ class Cluster:
             if header["part"] == "reference" and self.follower is not None:
                 self.follower.load(received(), header["at"])
             elif header["part"] == "weights":
-                self.learner.load_weights(received())
+                self.trained[header["model"]].learner.load_weights(received())
             else:
-                self.learner.load_optimizer(received())
+                self.trained[header["model"]].learner.load_optimizer(received())
 
         self._guarded(load)
 

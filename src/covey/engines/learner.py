@@ -46,6 +46,7 @@ class SlicedScorer:
         self, scorer: nn.Module, *, world: World, tokens_per_slice: int, gradient_checkpointing: bool = False
     ) -> None:
         self.scorer, self.world, self.tokens_per_slice = scorer.to(world.device).eval(), world, tokens_per_slice
+        self.gradient_checkpointing = gradient_checkpointing
         layers = decoder_layers(scorer)
         if gradient_checkpointing:
             for layer in layers:
@@ -110,8 +111,12 @@ class TorchLearner(SlicedScorer):
         super().__init__(
             scorer, world=world, tokens_per_slice=tokens_per_slice, gradient_checkpointing=gradient_checkpointing
         )
-        self.options = optimizer or OptimizerOptions()
-        self.parameters = {name: p for name, p in inner(scorer).named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in inner(scorer).named_parameters() if p.requires_grad}
+        self.adopt(trained, optimizer or OptimizerOptions())
+
+    def adopt(self, parameters: Mapping[str, nn.Parameter], options: OptimizerOptions) -> None:
+        """Make these parameters the trained ones, with a fresh optimizer."""
+        self.parameters, self.options = dict(parameters), options
         decayed = [p for p in self.parameters.values() if p.ndim >= 2]
         plain = [p for p in self.parameters.values() if p.ndim < 2]
         groups = [
@@ -186,6 +191,10 @@ class TorchLearner(SlicedScorer):
         kept = self.parameters if is_adapted(model) else dict(model.named_parameters())
         return {name: whole(p) for name, p in kept.items()}
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The whole trained weights, under the names of `parameters`; all ranks take part."""
+        return {name: whole(p) for name, p in self.parameters.items()}
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """The whole optimizer state as CPU tensors `<parameter>/<slot>`, on rank 0; empty before the first step."""
         found: dict[str, Tensor] = {}
@@ -197,8 +206,8 @@ class TorchLearner(SlicedScorer):
         return found
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace weights by full tensors under the names of `weights` (the same on every rank)."""
-        parameters = dict(inner(self.scorer).named_parameters())
+        """Replace weights by full tensors under the names of `weights` or `trained_weights` (the same on every rank)."""
+        parameters = {**dict(inner(self.scorer).named_parameters()), **self.parameters}
         with torch.no_grad():
             for name, tensor in tensors:
                 parameters[name].copy_(part_of(tensor, parameters[name]))

@@ -27,12 +27,13 @@ class Scorer(nn.Module):
     """A causal LM as a function from rows to live outputs; can be the root of FSDP2's `fully_shard`.
 
     Every prompt is computed once per group and slice; dropout is off for ever, so that the learner's logp is the sampler's.
+    `value_head`, where there is one, reads the output `value` from the hidden states.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, value_head: nn.Module | None = None) -> None:
         super().__init__()
         prepare(model)
-        self.model = model
+        self.model, self.value_head = model, value_head
         super().train(False)
 
     def train(self, mode: bool = True) -> Scorer:
@@ -41,31 +42,39 @@ class Scorer(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """The transformer layers: units of sharding and recomputation."""
-        return layers_of(self.model)
+        return [*layers_of(self.model), *([] if self.value_head is None else [self.value_head])]
 
     def forward(self, rows: Batch, *, outputs: Sequence[str] = (), temperature: float = 1.0) -> dict[str, Tensor]:
         """`logp` and the named outputs, each [N T] with gradient, 0 where `rows.mask` is False (float32 or float64)."""
-        packed = pack(rows)
-        decoder: Any = decoder_of(self.model)
-        with precision(self.model):
-            hidden = decoder(
-                input_ids=packed.tokens[None],
-                position_ids=packed.positions[None],
-                use_cache=False,
-                **{KEYWORD: packed.layout},
-            ).last_hidden_state[0]
+        states, target = read_states(decoder_of(self.model), rows)
+        headed = self.value_head is not None and "value" in outputs
         found = score_tokens(
             LogitHead(self.model),
-            nn.functional.embedding(packed.source, hidden),
-            packed.target,
+            states,
+            target,
             vocabulary=self.model.config.get_text_config().vocab_size,  # type: ignore[union-attr, operator]
             temperature=temperature,
-            outputs=outputs,
+            outputs=[name for name in outputs if not (headed and name == "value")],
         )
-        return {name: _spread(value, rows.mask) for name, value in found.items()}
+        if headed:
+            found["value"] = self.value_head(states)  # type: ignore[misc]
+        return {name: spread(value, rows.mask) for name, value in found.items()}
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def read_states(decoder: nn.Module, rows: Batch) -> tuple[Tensor, Tensor]:
+    """The hidden state [L H] from which each predicted token is read (row-major over the mask), and these tokens [L]."""
+    packed = pack(rows)
+    with precision(decoder):
+        hidden = decoder(
+            input_ids=packed.tokens[None],
+            position_ids=packed.positions[None],
+            use_cache=False,
+            **{KEYWORD: packed.layout},
+        ).last_hidden_state[0]
+    return nn.functional.embedding(packed.source, hidden), packed.target
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Values of predicted tokens (row-major) to [N T]; adds an empty sum so that a slice without any has a gradient of 0."""
     whole = values.new_zeros(mask.shape) + values.sum() * 0.0
     return whole.masked_scatter(mask, values)

@@ -28,10 +28,11 @@ STAGES = {
     "penalties": "penalty",
     "objective": "objective",
     "reference": "reference",
+    "critic": "critic",
 }
 """Field of a recipe -> stage of its components, in the order in which they run."""
 
-OPTIONAL = ("ratio", "surrogate", "objective")
+OPTIONAL = ("ratio", "surrogate", "objective", "critic")
 MANY = ("admit", "filters", "shapers", "corrections", "penalties")
 
 
@@ -55,6 +56,7 @@ class Recipe(Value):
     penalties: tuple[Component, ...] = Field(default=(), description="costs with their own coefficient and weighting")
     objective: Component | None = Field(default=None, description="one function that replaces the whole objective")
     reference: Component = Field(default=InitialReference(), description="the policy that ref_logp is of")
+    critic: Component | None = Field(default=None, description="what learns the values that the advantage reads")
     waivers: tuple[str, ...] = Field(default=(), description="names of refusals that are waived on purpose")
     _parent: Recipe | None = PrivateAttr(default=None)
 
@@ -80,6 +82,9 @@ class Recipe(Value):
                 raise ConfigError(
                     f"recipe.{field}", "a kind occurs twice", "Members are addressed by kind: give each once."
                 )
+        if self.objective is not None and self.joint_critic is not None:
+            found = f"objective '{self.objective.kind}' never reads the critic's loss"
+            raise ConfigError("recipe.critic", found, "Use critic separate.")
         per, reads = getattr(self.mix, "per", "row"), getattr(self.advantage, "reads", ("row",))
         if per not in reads:
             found = f"mix '{self.mix.kind}' gives a score per {per}, advantage '{self.advantage.kind}' reads one per"
@@ -122,8 +127,13 @@ class Recipe(Value):
 
     def live_components(self) -> tuple[Component, ...]:
         """The components that see the forward's live outputs."""
-        parts = (self.ratio, self.surrogate, *self.penalties, self.objective)
+        parts = (self.ratio, self.surrogate, *self.penalties, self.objective, self.joint_critic)
         return tuple(part for part in parts if part is not None)
+
+    @property
+    def joint_critic(self) -> Any:
+        """The critic, if its loss is a term of the policy's; else None."""
+        return self.critic if getattr(self.critic, "joint", False) else None
 
     def needs(self) -> tuple[str, ...]:
         """The columns that its components, and the components inside these, need; without repeats."""

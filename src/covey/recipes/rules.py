@@ -55,12 +55,41 @@ def _corrects_twice(recipe: Recipe) -> bool:
     return bool(recipe.corrections) and getattr(recipe.ratio, "anchor", "") == "sampled"
 
 
+def _lacks_critic(recipe: Recipe) -> bool:
+    return recipe.critic is None and "value" in recipe.needs()
+
+
+def _shares_gain(recipe: Recipe) -> bool:
+    """True if all tokens of a row carry the gain of the row."""
+    grain = getattr(recipe.surrogate, "grain", "ratio")
+    return bool((getattr(recipe.ratio, "grain", "token") if grain == "ratio" else grain) == "sequence")
+
+
+def _advantage_per_token(recipe: Recipe) -> bool:
+    """True if the tokens of a row may differ in advantage: they do where the advantage can be of scores per token."""
+    return "token" in getattr(recipe.advantage, "reads", ()) or getattr(recipe.mix, "per", "row") == "token"
+
+
 def _dual_inside_clip(recipe: Recipe) -> bool:
     dual = getattr(recipe.surrogate, "dual", None)
     return dual is not None and dual <= 1 + getattr(recipe.surrogate, "high", 0.0)
 
 
 RULES = (
+    Rule(
+        "value_without_critic",
+        "recipe.critic",
+        _lacks_critic,
+        "absent, but a component reads values, which only a critic learns",
+        "Name one: separate or shared.",
+    ),
+    Rule(
+        "critic_unread",
+        "recipe.critic",
+        lambda recipe: recipe.critic is not None and "value" not in recipe.needs(),
+        "nobody reads what the critic learns",
+        "Leave it out, or use advantage gae.",
+    ),
     Rule(
         "k1_as_loss",
         "recipe.penalties.kl.estimator",
@@ -71,11 +100,16 @@ RULES = (
     Rule(
         "sequence_ratio_token_mean",
         "recipe.weighting",
-        lambda recipe: (
-            recipe.ratio is not None and recipe.ratio.kind == "sequence" and recipe.weighting.kind == "token_mean"
-        ),
+        lambda recipe: _shares_gain(recipe) and recipe.weighting.kind in ("token_mean", "group_token_mean"),
         "a token mean multiplies each sequence's ratio by its length (arXiv 2507.18071 averages over sequences)",
         "Use rollout_mean.",
+    ),
+    Rule(
+        "geometric_mean_per_token",
+        "recipe.surrogate",
+        lambda recipe: getattr(recipe.surrogate, "kind", "") == "geometric_mean" and _advantage_per_token(recipe),
+        "a geometric mean has one advantage for all tokens of a response (arXiv 2507.20673)",
+        "Use an advantage per row, or surrogate clip.",
     ),
     Rule(
         "leave_one_out_with_std",

@@ -91,11 +91,13 @@ def _unscorable(score: Tensor, per: Per) -> Tensor:
 
 def weigh(recipe: Recipe, step: Credited) -> Credited:
     """Form the weights of one optimizer step (whole groups): of the gain with
-    filters and corrections, of each penalty without.
+    filters and corrections, of each penalty and of the critic without.
     """
     weight = recipe.weighting(step) * step.columns["correction"]  # type: ignore[operator]
     plain = step.with_(keep=Keep.all(step.size))
     penalty_weight = {part.kind: part.weighting(plain) for part in recipe.penalties}  # type: ignore[attr-defined]
+    if recipe.critic is not None:
+        penalty_weight[recipe.critic.kind] = recipe.critic.weigh(plain)  # type: ignore[attr-defined]
     return step.with_(weight=weight, penalty_weight=penalty_weight)
 
 
