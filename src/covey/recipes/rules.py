@@ -75,7 +75,35 @@ def _dual_inside_clip(recipe: Recipe) -> bool:
     return dual is not None and dual <= 1 + getattr(recipe.surrogate, "high", 0.0)
 
 
+def _value_per_group(recipe: Recipe) -> bool:
+    """True if the surrogate has one value per group, spread over the group's tokens."""
+    return bool(getattr(recipe.surrogate, "per_group", False))
+
+
 RULES = (
+    Rule(
+        "group_value_weighting",
+        "recipe.weighting",
+        lambda recipe: _value_per_group(recipe) and recipe.weighting.kind != "group_sum",
+        "the surrogate spreads one value per group over the group's tokens: other weights divide it once more",
+        "Use group_sum.",
+    ),
+    Rule(
+        "group_value_corrected",
+        "recipe.corrections",
+        lambda recipe: _value_per_group(recipe) and bool(recipe.corrections),
+        "factors per token would only scale a group's value by their mean: they cannot reach the terms inside",
+        "Leave them out.",
+    ),
+    Rule(
+        "residual_of_scaled",
+        "recipe.advantage.scale",
+        lambda recipe: (
+            getattr(recipe.surrogate, "kind", "") == "residual" and getattr(recipe.advantage, "scale", "none") != "none"
+        ),
+        "divided by a std, the rewards have no policy in common that the residuals vanish at (arXiv 2504.19599)",
+        "Use scale none.",
+    ),
     Rule(
         "value_without_critic",
         "recipe.critic",
@@ -122,6 +150,15 @@ RULES = (
         "Use scale none, or baseline mean.",
     ),
     Rule(
+        "weight_below_one",
+        "recipe.surrogate.high",
+        lambda recipe: (
+            recipe.surrogate is not None and recipe.surrogate.kind == "detached_weight" and recipe.surrogate.high < 1
+        ),  # type: ignore[attr-defined]
+        "a bound below 1 shrinks the gradient of the very tokens that the policy has just sampled (arXiv 2506.13585)",
+        "Use a bound such as 5.",
+    ),
+    Rule(
         "dual_inside_clip",
         "recipe.surrogate.dual",
         _dual_inside_clip,
@@ -141,7 +178,7 @@ RUN_RULES = (
     RunRule(
         "group_of_one",
         "budget.samples_per_prompt",
-        lambda recipe, shape: shape.samples_per_prompt < 2 and recipe.advantage.kind == "group_norm",
+        lambda recipe, shape: shape.samples_per_prompt < 2 and recipe.advantage.kind in ("group_norm", "two_classes"),
         "a group of one is its own baseline: every advantage is 0",
         "Use 2 or more.",
     ),

@@ -84,6 +84,7 @@ class Residual(Surrogate):
 
     couples: ClassVar[Couples] = "group"
     reads_ratio: ClassVar[bool] = False
+    per_group: ClassVar[bool] = True
     coef: float = Field(
         default=0.1, gt=0, description="the factor of the implicit reward (beta): strength of the KL constraint"
     )
@@ -150,6 +151,7 @@ class Contrast(Surrogate):
 
     couples: ClassVar[Couples] = "group"
     reads_ratio: ClassVar[bool] = False
+    per_group: ClassVar[bool] = True
     score: Literal["likelihood", "ratio"] = Field(default="likelihood", description="what is compared")
     tau: float | None = Field(
         default=10.0, gt=0, description="temperature of the soft maximum over bad responses; null: their mean"
