@@ -20,6 +20,7 @@ from covey.recipes.rules import RULES, RUN_RULES, Shape, check_run
 from covey.registry import Component, component
 from covey.stages.advantages import BatchBaseline, GroupNorm
 from covey.stages.corrections import TruncatedImportance
+from covey.stages.coupled import Contrast, Residual
 from covey.stages.filters import Overlong, Varied
 from covey.stages.mix import Shaping, SoftOverlong, WeightedSum
 from covey.stages.objective import couples, outputs
@@ -281,6 +282,14 @@ BROKEN: dict[str, dict[str, Any]] = {
     "sequence_ratio_token_mean": {"ratio": SequenceRatio(), "weighting": "token_mean"},
     "leave_one_out_with_std": {"advantage.baseline": "leave_one_out"},
     "dual_inside_clip": {"surrogate.dual": 1.1},
+    "group_value_weighting": {"surrogate": Contrast(), "ratio": None},
+    "group_value_corrected": {
+        "surrogate": Contrast(),
+        "ratio": None,
+        "weighting": "group_sum",
+        "corrections": (TruncatedImportance(),),
+    },
+    "residual_of_scaled": {"surrogate": Residual(), "ratio": None, "weighting": "group_sum"},
     "corrected_twice": {"ratio.anchor": "sampled", "corrections": (TruncatedImportance(),)},
 }
 """A change of grpo that breaks each rule."""
