@@ -1,23 +1,25 @@
-"""`covey recipes`: the methods there are, stage by stage."""
+"""`covey recipes`: the methods there are, what each one is, and in what they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from covey.cli.settings import AsJson, print_json, print_rich
+from covey.errors import CoveyError
 
 if TYPE_CHECKING:
-    from covey.registry import Component
+    from covey.recipes import Recipe
 
-group = typer.Typer(help="List recipes, or show one stage by stage.", rich_markup_mode=None, no_args_is_help=False)
+group = typer.Typer(help="List recipes, explain one, or compare some.", rich_markup_mode=None, no_args_is_help=False)
+NAME = "A recipe's name, as `covey recipes list` prints it, or a YAML file with a recipe or a run's settings."
 
 
 @group.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List recipes, or show one stage by stage."""
+    """List recipes, explain one, or compare some."""
     if context.invoked_subcommand is None:
         list_(as_json=False)
 
@@ -27,62 +29,76 @@ def list_(as_json: AsJson = False) -> None:
     """All recipes, with the kind of component in every stage that some recipe uses."""
     from covey import recipes as known
 
-    found = {name: known.get(name) for name in known.names()}
+    found = [known.get(name) for name in known.names()]
     if as_json:
-        print_json([{**recipe.plain(), "digest": recipe.digest} for recipe in found.values()])
+        from covey.recipes.about import parent_of
+
+        print_json(
+            [{**recipe.plain(), "digest": recipe.digest, "parent": parent_of(recipe) or None} for recipe in found]
+        )
         return
-    from rich.table import Table
-    from rich.text import Text
+    from covey.cli.recipe_text import list_lines
 
-    from covey.recipes.recipe import STAGES
-
-    kinds = {name: {field: _kinds(recipe.parts(field)) for field in STAGES} for name, recipe in found.items()}
-    used = [field for field in STAGES if any(row[field] for row in kinds.values())]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("recipe", *used):
-        table.add_column(head, overflow="fold")
-    for name, row in kinds.items():
-        mark = f"{name}*" if name == known.DEFAULT else name
-        table.add_row(Text(mark), *(Text(row[field] or "-") for field in used))
-    print_rich(table, Text("* the default.  covey recipes show NAME says what it does."))
+    for line in list_lines(found):
+        typer.echo(line)
 
 
-@group.command("show", epilog="\b\nExample:\n  covey recipes show NAME --json")
-def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe's name, as `covey recipes list` prints it.")],
+@group.command("explain", epilog="\b\nExample:\n  covey recipes explain dapo --code")
+def explain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME)],
+    latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX, nothing else.")] = False,
+    code: Annotated[bool, typer.Option("--code", help="Print the composed functions in order, nothing else.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """One recipe: paper, formula, and the component and options of every stage."""
+    """One recipe: paper, idea, formula, every option and where it came from, when to use it, what to watch."""
+    from covey.cli import recipe_text
+
+    if latex + code + as_json > 1:
+        raise CoveyError("covey recipes explain", "more than one of --latex, --code, --json", "Give one of them.")
+    recipe, description = find_recipe(name)
+    if latex:
+        from covey.recipes.formula import align, formula
+
+        typer.echo(align(formula(recipe)))
+    elif code:
+        print_rich(*recipe_text.code_parts(recipe))
+    elif as_json:
+        print_json(recipe_text.explain_data(recipe, description))
+    else:
+        print_rich(*recipe_text.explain_parts(recipe, description))
+
+
+@group.command("diff", epilog="\b\nExample:\n  covey recipes diff dapo gspo cispo")
+def diff(
+    names: Annotated[list[str], typer.Argument(metavar="NAME NAME ...", help=f"Two or more. {NAME}")],
+    as_json: AsJson = False,
+) -> None:
+    """Two or more recipes side by side: only the stages and options in which they differ."""
+    from covey.recipes.about import differences
+
+    if len(names) < 2:
+        raise CoveyError("covey recipes diff", f"'{names[0]}' alone", "Give two or more, such as: dapo gspo.")
+    found = [find_recipe(name)[0] for name in names]
+    rows = differences(found)
+    if as_json:
+        print_json([{"path": path, "values": list(row)} for path, row in rows.items()])
+        return
+    from covey.cli.recipe_text import diff_parts
+
+    print_rich(*diff_parts(names, rows))
+
+
+def find_recipe(word: str) -> tuple[Recipe, str]:
+    """The recipe of a name or of a YAML file, with its description; a file's recipe has that of the one it edits."""
     from covey import recipes as known
 
-    recipe = known.get(name)
-    if as_json:
-        print_json({**recipe.plain(), "digest": recipe.digest, "description": known.describe(name)})
-        return
-    from rich.table import Table
-    from rich.text import Text
+    if not word.endswith((".yaml", ".yml")):
+        return known.get(word), known.describe(word)
+    from covey.config import text
+    from covey.config.values import as_recipe
 
-    from covey.recipes.recipe import STAGES
-    from covey.registry import plain
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("stage", "component", "options", "effect"):
-        table.add_column(head)
-    for field in STAGES:
-        for part in recipe.parts(field):
-            options = ", ".join(f"{key}={_brief(item)}" for key, item in plain(part).items() if key != "kind")
-            effect = (type(part).__doc__ or "").strip().splitlines()[0]
-            table.add_row(*(Text(cell) for cell in (field, part.kind, options or "-", effect)))
-    print_rich(Text(known.describe(name)), "", table, Text(f"\ndigest {recipe.digest[:16]}"))
-
-
-def _kinds(parts: Sequence[Component]) -> str:
-    return ", ".join(part.kind for part in parts)
-
-
-def _brief(item: Any) -> str:
-    if isinstance(item, dict) and "kind" in item:
-        return str(item["kind"])
-    if isinstance(item, list):
-        return f"[{', '.join(_brief(member) for member in item)}]"
-    return str(item)
+    data, _ = text.read(text.read_text(Path(word)), word)
+    if not {"recipe", "mix", "name"} & set(data):
+        raise CoveyError(word, "holds no recipe", "Give a run's settings with `recipe:`, or a recipe with its `name:`.")
+    recipe = as_recipe(data.get("recipe", data))
+    return recipe, known.describe(recipe.name) if recipe.name in known.names() else ""

@@ -105,7 +105,7 @@ def check_recipe(config: RunConfig) -> Iterator[Finding]:
     line = f"{recipe.name}, refused for nothing" + (f"; needs {needs}" if needs else "")
     if recipe.waivers:
         yield Finding(
-            "recipe", "warn", f"{recipe.name}; waived: {', '.join(recipe.waivers)}", "covey recipes show tells why."
+            "recipe", "warn", f"{recipe.name}; waived: {', '.join(recipe.waivers)}", "covey recipes explain tells why."
         )
     else:
         yield Finding("recipe", "ok", line)
