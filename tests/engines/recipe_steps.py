@@ -23,6 +23,7 @@ from covey import recipes
 from covey.batch import Batch
 from covey.collect.rows import rows
 from covey.columns import providers
+from covey.columns.noise import keys, uniform
 from covey.engines.cluster import Cluster
 from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner
 from covey.engines.sampler import HFSampler
@@ -129,7 +130,8 @@ def find_gradient(recipe: Recipe, cluster: Cluster, batch: Batch) -> dict[str, T
 def make_batch(cluster: Cluster) -> Batch:
     """The recorded rollouts as rows, with the reference's log-probabilities."""
     batch = rows(record(), {}, torch.float64)
-    return batch.with_(columns={"ref_logp": cluster.forward(batch, (), TEMPERATURE, "reference").logp})
+    noise = uniform(keys(record(), 0), batch.tokens.shape[1])
+    return batch.with_(columns={"noise": noise, "ref_logp": cluster.forward(batch, (), TEMPERATURE, "reference").logp})
 
 
 def improve(recipe: Recipe, cluster: Cluster) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,7 +25,7 @@ class Toy:
     """Groups, forward and exact success of a tabular policy."""
 
     def __init__(self, seed: int) -> None:
-        self.draw = torch.Generator().manual_seed(seed)
+        self.draw, self.noise = (torch.Generator().manual_seed(seed + at) for at in (0, 10_000))
         self.table = torch.zeros(PROMPTS, LENGTH, WORDS, dtype=torch.float64, requires_grad=True)
 
     def answer(self, prompt: int) -> tuple[int, ...]:
@@ -65,7 +65,8 @@ class Toy:
 
     def columns(self, batch: Batch) -> Mapping[str, Tensor]:
         """What recipes may need; the reference is the policy at the start."""
-        return {"ref_logp": self.forward(batch, torch.zeros_like(self.table)).logp.detach()}
+        noise = torch.rand(batch.mask.shape, generator=self.noise, dtype=torch.float64)
+        return {"noise": noise, "ref_logp": self.forward(batch, torch.zeros_like(self.table)).logp.detach()}
 
 
 def passes(recipe: Recipe) -> int:

@@ -46,7 +46,7 @@ class Rollouts:
         of_row, count = compact(batch.rollout)
         group_of_row, groups = compact(batch.group)
         group = torch.zeros(count, dtype=torch.long, device=of_row.device).scatter_(0, of_row, group_of_row)
-        return cls(counted, sum_by(counted.sum(1), of_row, count), of_row, group, group_of_row, groups)
+        return cls(counted, sum_by(counted.sum(1).double(), of_row, count), of_row, group, group_of_row, groups)
 
     @property
     def present(self) -> Bool[Tensor, " M"]:
