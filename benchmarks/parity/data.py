@@ -80,7 +80,7 @@ class Case:
         return cls(**made, limit=data["limit"])
 
 
-def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, components: int = 2) -> Case:
+def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, hole: float = 0.1) -> Case:
     """A random batch: ratios on both sides of every clip bound, advantages of both signs, graded rewards."""
     generator = torch.Generator().manual_seed(seed)
     n = groups * samples
@@ -92,7 +92,7 @@ def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, compo
     length = torch.randint(width // 2, width + 1, (n,), generator=generator)
     length[0] = width
     mask = torch.arange(width)[None] < length[:, None]
-    holes = torch.rand(shape, generator=generator) < 0.1  # tokens of a tool or an environment
+    holes = torch.rand(shape, generator=generator) < hole  # tokens of a tool or an environment
     holes[torch.arange(n), length - 1] = False
     mask = mask & ~holes
 
@@ -107,11 +107,16 @@ def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, compo
         old_logp=logp(old),
         ref_logp=logp(new + 0.3 * normal(*shape)),
         advantage=normal(n),
-        reward=normal(n, components).mul(8).round().div(8),
+        reward=normal(n, len(COMPONENTS)).mul(8).round().div(8),
         value=torch.where(mask, 0.5 * normal(*shape), 0.0),
         group=torch.arange(groups).repeat_interleave(samples),
-        limit=width,
+        limit=width + 4,  # a budget that no response used up: the padded width must not stand in for it
     )
+
+
+def draw_all(seed: int) -> dict[str, Case]:
+    """The two batches of a comparison: `ragged`, and `solid` for peers that know no holes in a response."""
+    return {"ragged": draw(seed), "solid": draw(seed + 1000, hole=0.0)}
 
 
 def with_(case: Case, **changes: Any) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from covey.stages.objective import objective
 class Found:
     """What a peer's function gave: a loss with its gradient by logp, or advantages [N T]; and whose preset must equal it.
 
-    `call` names the peer's function, `mode` its aggregation; `preset` and `changes` make our recipe: `get(preset).but(...)`.
+    `call` names the peer's function, `mode` its aggregation; `preset` and `changes` make our recipe: `get(preset).but(...)`;
+    `where` names the batch.
     """
 
     kind: Literal["loss", "advantage"]
@@ -31,7 +33,7 @@ class Found:
     tensor: Tensor
     loss: float = 0.0
     changes: dict[str, Any] = field(default_factory=dict)
-    precision: float = 1e-9
+    where: str = "ragged"
     note: str = ""
 
     @property
@@ -39,8 +41,9 @@ class Found:
         """Our recipe."""
         return recipes.get(self.preset).but(**self.changes)
 
-    def difference(self, case: Case) -> float:
+    def difference(self, cases: Mapping[str, Case]) -> float:
         """The largest |difference| of loss and gradient (or of advantages) between the peer and covey."""
+        case = cases[self.where]
         if self.kind == "advantage":
             gap = torch.where(case.mask, advantage(self.recipe, case) - self.tensor, 0.0)
             return float(gap.abs().max())

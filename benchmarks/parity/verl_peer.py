@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
-from verl.workers.config import ActorConfig, PolicyLossConfig
+from verl.workers.config import ActorConfig
 
 from benchmarks.parity.data import Case
 from benchmarks.parity.ours import Found
@@ -23,23 +23,24 @@ MODES: dict[str, Any] = {
 }
 """verl's name of an aggregation -> covey's weighting. `token-sum` has none: its gradient grows with the batch."""
 
-LOSSES: tuple[tuple[str, str, dict[str, Any], dict[str, Any], bool], ...] = (
-    ("vanilla", "grpo@verl", {}, {}, True),
-    (
-        "vanilla",
-        "grpo@verl",
-        {"clip_ratio_low": 0.1, "clip_ratio_high": 0.28, "clip_ratio_c": 1.5},
-        {"surrogate.low": 0.1, "surrogate.high": 0.28, "surrogate.dual": 1.5},
-        True,
-    ),
-    ("gspo", "gspo@verl", {"clip_ratio_low": 0.05, "clip_ratio_high": 0.08}, {"surrogate.low": 0.05, "surrogate.high": 0.08}, True),
-    ("cispo", "cispo@verl", {}, {}, True),
-    ("cispo", "cispo@verl", {"clip_ratio_low": 1.0, "clip_ratio_high": 4.0}, {"surrogate.low": 0.0, "surrogate.high": 5.0}, True),
-    ("sapo", "sapo@verl", {}, {}, False),
-    ("geo_mean", "gmpo@verl", {}, {}, False),
-    ("geo_mean", "gmpo@verl", {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4}, {"surrogate.low": 0.4, "surrogate.high": 0.4}, False),
+MASK = {"kind": "divergence_mask", "divergence": "kl", "anchor": "old"}
+
+LOSSES: tuple[tuple[str, str, tuple[Any, ...], dict[str, Any], bool], ...] = (
+    ("vanilla", "grpo@verl", (), {}, True),
+    ("vanilla", "grpo@verl", (0.1, 0.28, 1.5), {"surrogate": {"kind": "clip", "low": 0.1, "high": 0.28, "dual": 1.5}}, True),
+    ("gspo", "gspo@verl", (), {}, True),
+    ("gspo", "gspo@verl", (0.05, 0.08), {"surrogate.low": 0.05, "surrogate.high": 0.08}, True),
+    ("cispo", "cispo@verl", (), {}, True),
+    ("cispo", "cispo@verl", (1.0, 4.0), {"surrogate.low": 0.0, "surrogate.high": 5.0}, True),
+    ("sapo", "sapo@verl", (), {}, False),
+    ("geo_mean", "gmpo@verl", (), {}, False),
+    ("geo_mean", "gmpo@verl", (0.4, 0.4), {"surrogate.low": 0.4, "surrogate.high": 0.4}, False),
+    ("dppo_tv", "dppo@verl", (), {}, True),
+    ("dppo_kl", "dppo@verl", (0.02, 0.03, 20.0), {"surrogate": {**MASK, "low": 0.02, "high": 0.03, "cap": 20.0}}, True),
 )  # fmt: skip
-"""(loss mode, our preset, verl's options, our changes, whether it heeds the aggregation)."""
+"""(loss mode, our preset, verl's clip_ratio_low, _high and _c, our changes, whether it heeds the aggregation)."""
+
+BOUNDS = ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
 
 
 def actor(**options: Any) -> ActorConfig:
@@ -49,15 +50,27 @@ def actor(**options: Any) -> ActorConfig:
 
 def batch_info(case: Case) -> dict[str, Any]:
     """The counts of the whole optimizer step, which verl's engine passes down to every micro-batch."""
-    return {"dp_size": 1, "batch_num_tokens": case.tokens, "global_batch_size": case.size, "loss_scale_factor": case.limit}
+    return {
+        "dp_size": 1,
+        "batch_num_tokens": case.tokens,
+        "global_batch_size": case.size,
+        "loss_scale_factor": case.limit,
+    }
 
 
-def loss(name: str, case: Case, mode: str, *, config: ActorConfig, per_token: Tensor | None = None) -> tuple[float, Tensor]:
+def loss(
+    name: str, case: Case, mode: str, *, config: ActorConfig, per_token: Tensor | None = None
+) -> tuple[float, Tensor]:
     """A registered policy loss and its gradient."""
     logp, mask = case.logp.clone().requires_grad_(), case.mask.double()
     given = case.advantage[:, None] * mask if per_token is None else per_token
     value, _ = core_algos.get_policy_loss_fn(name)(
-        old_log_prob=case.old_logp, log_prob=logp, advantages=given, response_mask=mask, loss_agg_mode=mode, config=config
+        old_log_prob=case.old_logp,
+        log_prob=logp,
+        advantages=given,
+        response_mask=mask,
+        loss_agg_mode=mode,
+        config=config,
     )
     (gradient,) = torch.autograd.grad(value, logp)
     return float(value.detach()), gradient
@@ -65,7 +78,8 @@ def loss(name: str, case: Case, mode: str, *, config: ActorConfig, per_token: Te
 
 def losses(case: Case) -> Iterator[Found]:
     """Every shared loss."""
-    for name, preset, options, changes, heeds in LOSSES:
+    for name, preset, bounds, changes, heeds in LOSSES:
+        options = dict(zip(BOUNDS, bounds, strict=False))
         for mode in MODES if heeds else ("its own",):
             config = actor(global_batch_info=batch_info(case), **options)
             value, gradient = loss(name, case, mode, config=config)
@@ -136,7 +150,13 @@ def advantages(case: Case) -> Iterator[Found]:
     yield found("rloo_vectorized", "rloo@verl", estimate("rloo_vectorized", case))
     yield found("reinforce_plus_plus", "reinforce_plus_plus@verl", estimate("reinforce_plus_plus", case, config=config))
     with_kl = estimate("reinforce_plus_plus", case, kl_rewards(case, 0.1), config=config)
-    yield found("reinforce_plus_plus", "reinforce_plus_plus@verl", with_kl, "use_kl_in_reward, kl_coef=0.1", changes={"mix.coef": 0.1})
+    yield found(
+        "reinforce_plus_plus",
+        "reinforce_plus_plus@verl",
+        with_kl,
+        "use_kl_in_reward, kl_coef=0.1",
+        changes={"mix.coef": 0.1},
+    )
     base = estimate("reinforce_plus_plus_baseline", case, config=config)
     yield found("reinforce_plus_plus_baseline", "reinforce_plus_plus_baseline@verl", base)
     yield found("gae", "ppo@verl", estimate("gae", case, gamma=1.0, lam=1.0), "gamma=1, lam=1")

@@ -153,8 +153,8 @@ RULES = (
         "weight_below_one",
         "recipe.surrogate.high",
         lambda recipe: (
-            recipe.surrogate is not None and recipe.surrogate.kind == "detached_weight" and recipe.surrogate.high < 1
-        ),  # type: ignore[attr-defined]
+            getattr(recipe.surrogate, "kind", "") == "detached_weight" and getattr(recipe.surrogate, "high", 1) < 1
+        ),
         "a bound below 1 shrinks the gradient of the very tokens that the policy has just sampled (arXiv 2506.13585)",
         "Use a bound such as 5.",
     ),

@@ -47,12 +47,16 @@ class DetachedWeight(Detached):
 
     low: float = Field(default=0.0, ge=0, le=1, description="smallest weight")
     high: float = Field(
-        default=5.0, ge=1, description="largest weight; below 1 it would shrink what the policy itself drew"
+        default=5.0, gt=0, description="largest weight; below 1 (refused) it shrinks what the policy itself drew"
     )
     drop_low: float | None = Field(
         default=None, ge=0, le=1, description="fall of the ratio that drops A < 0; null: none"
     )
     drop_high: float | None = Field(default=None, ge=0, description="rise of the ratio that drops A > 0; null: none")
+
+    def exemptions(self) -> Mapping[str, str]:
+        """A bound below 1 cuts even the weight 1."""
+        return {} if self.high >= 1 else {"first_step": "the bound cuts weights at ratio 1"}
 
     def weight(
         self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited, advantage: Float[Tensor, "N T"]
