@@ -115,6 +115,11 @@ class SequenceSumRatio(Ratio):
         total = self.tokenwise(live, batch).sum(1, keepdim=True).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         return masked(total.expand(batch.mask.shape), batch.mask)
 
+    def exemptions(self) -> Mapping[str, str]:
+        """A sum has the gradient of each of its terms, a mean a share of it."""
+        reason = "each token of a row has the gradient of the whole response: the row's weight, not its own"
+        return {**super().exemptions(), "first_step": reason}
+
     def latex(self) -> str:
         """The sum over the row."""
         return self.sum_latex()
