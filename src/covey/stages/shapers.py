@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from covey.batch import Batch
 from covey.registry import Component, component
-from covey.stages.masked import compact, divide, masked, moments_by, spread_by
+from covey.stages.masked import compact, divide, log_ratio, masked, moments_by, spread_by
 from covey.stages.tex import number
 
 ROUNDING = 1e-12
@@ -33,6 +34,35 @@ class SignWeight(Component):
         """Two factors by sign."""
         above, below = number(self.positive), number(self.negative)
         return rf"A_{{n,t}}\,({above}\cdot\mathbf 1[A_{{n,t}}>0]+{below}\cdot\mathbf 1[A_{{n,t}}<0])"
+
+
+@component("shaper", "kl_to_go")
+class KlToGo(Component):
+    """A_t <- A_t - coef * sum over the policy's tokens from t on of (old - ref): a divergence that no baseline sees.
+
+    Unlike a divergence in the score it is neither compared with the group nor divided by its std. The log-ratio per token is
+    clamped to +-20. Rows outside the statistics keep their advantage.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("ref_logp",)
+    coef: float = Field(default=0.01, gt=0, description="nats of divergence to units of reward (beta)")
+
+    def to_go(self, batch: Batch) -> Float[Tensor, "N T"]:
+        """The divergence that is still to come at each token, in nats; 0 on rows outside the statistics."""
+        x = log_ratio(batch.old_logp.double(), batch.columns["ref_logp"].double(), batch.mask)
+        return masked(x.flip(1).cumsum(1).flip(1), batch.mask & batch.keep.statistics[:, None])
+
+    def __call__(self, advantage: Float[Tensor, "N T"], batch: Batch) -> Float[Tensor, "N T"]:
+        """The advantage less the divergence."""
+        return advantage.double() - self.coef * self.to_go(batch)
+
+    def latex(self) -> str:
+        """The difference."""
+        return rf"A_{{n,t}}-{number(self.coef)}\sum_{{t'\ge t}}(\ell^{{old}}_{{n,t'}}-\ell^{{ref}}_{{n,t'}})"
+
+    def exemptions(self) -> Mapping[str, str]:
+        """The divergence is part of the advantage."""
+        return {"equal_rewards": "the divergence from the reference is part of the advantage"}
 
 
 @component("shaper", "whiten")
