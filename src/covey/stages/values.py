@@ -102,11 +102,6 @@ class SharedCritic(Critic):
         loss, metrics = super().loss(live, batch)
         return self.coef * loss, metrics
 
-    def exemptions(self) -> dict[str, str]:
-        """Its loss moves the trunk that the policy shares with it."""
-        why = "the critic's own loss moves the trunk as well"
-        return {"equal_rewards": why, "first_step": why}
-
     def latex(self) -> str:
         """The term that is added to the policy's loss."""
         return rf"{self.coef:g}\cdot {super().latex()}"
