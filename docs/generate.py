@@ -1,4 +1,6 @@
-"""Writes the pages that repeat what the code says: one per command, and every setting. `make docs` calls it; a test compares.
+"""Writes the pages that repeat what the code says: commands, settings, and of every recipe what its value says.
+
+`make docs` calls it; a test compares. Of pages with a text of their own only what stands between two marks is written.
 
 Also the site's hook: formulas between dollars become MathML, so that the pages need no script and no network.
 """
@@ -18,7 +20,10 @@ _FORMULA = re.compile(
 
 def pages() -> dict[str, str]:
     """Every generated page by its path below docs/."""
-    return {**{f"commands/{name}.md": page for name, page in commands()}, "settings.md": settings()}
+    import recipe_pages
+
+    whole = {**{f"commands/{name}.md": page for name, page in commands()}, "settings.md": settings()}
+    return whole | recipe_pages.pages(HERE)
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -147,7 +152,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     def replace(found: re.Match[str]) -> str:
         if found["code"]:
             return found[0]
-        return convert(found["block"] or found["inline"], display="block" if found["block"] else "inline")
+        if found["inline"]:
+            return convert(found["inline"], display="inline")
+        return f'<div style="overflow-x: auto">{convert(found["block"].strip(), display="block")}</div>'
 
     return _FORMULA.sub(replace, markdown)
 
@@ -156,7 +163,7 @@ def main() -> None:
     """Write all generated pages."""
     for name, text in pages().items():
         path = HERE / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

@@ -133,7 +133,15 @@ def test_recipes_side_by_side(covey_: Callable[..., Result]) -> None:
     assert "surrogate.low" not in rows
     told = json.loads(covey_("diff", "grpo", "dr_grpo", "dapo", "--json")[1])
     assert [row["path"] for row in told] == [line[0] for line in lines]
-    assert {"path": "surrogate.high", "values": [0.2, 0.2, 0.28]} in told
+    assert {"path": "surrogate.high", "values": {"grpo": 0.2, "dr_grpo": 0.2, "dapo": 0.28}} in told
+    assert {"path": "penalties.kl", "values": {"grpo": "kl"}} in told
+
+
+def test_null_is_a_value_and_what_is_not_there_is_none(covey_: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "dual.yaml").write_text("name: grpo\nsurrogate: {dual: 3.0}\n")
+    assert covey_("diff", "grpo", "dual.yaml")[1].splitlines()[-1].split() == ["surrogate.dual", "null", "3"]
+    told = json.loads(covey_("diff", "grpo", "dual.yaml", "--json")[1])
+    assert told == [{"path": "surrogate.dual", "values": {"grpo": None, "dual.yaml": 3.0}}]
 
 
 def test_equal_recipes_have_no_difference(covey_: Callable[..., Result]) -> None:

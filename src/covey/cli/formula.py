@@ -15,12 +15,12 @@ Piece = tuple[str, Role]
 
 UPPER = dict(
     zip(
-        "0123456789+−=()abcdefghijklmnoprstuvwxyzABDEGHIJKLMNOPRTUVWθβγδφχ*",
-        "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂᶿᵝᵞᵟᵠᵡ*",
+        "0123456789+−=()abcdefghijklmnoprstuvwxyzABDEGHIJKLMNOPRTUVWθβγδφχ*′",
+        "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂᶿᵝᵞᵟᵠᵡ*′",
         strict=True,
     )
 )
-LOWER = dict(zip("0123456789+−=()aehijklmnoprstuvxβγρφχ", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓᵦᵧᵨᵩᵪ", strict=True))
+LOWER = dict(zip("0123456789+−=()aehijklmnoprstuvxβγρφχ′", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓᵦᵧᵨᵩᵪ′", strict=True))
 ACCENTS = {"^": "\u0302", "~": "\u0303", "¯": "\u0304", "‾": "\u0304", "―": "\u0304", "˙": "\u0307", "→": "\u20d7"}
 GLYPHS = {"ϵ": "ε", "ϕ": "φ", "∗": "*", "∣": "|", "⋅": "·", "…": "...", "\u2061": "", "∥": "‖", "-": "−"}
 OPEN, CLOSE, BARS, BIG = "([{⌊⌈⟨", ")]}⌋⌉⟩", "|‖", "∑∏∫"
@@ -51,7 +51,10 @@ def _pieces(node: Any) -> Iterator[Piece]:
             yield "".join(_letter(n) for n in children), "function"  # \mathrm{word}
             return
         for child in children:
-            yield from _pieces(child)
+            if not (
+                _tag(child) == "mo" and child.get("fence") and _tag(children[-1]) == "mtable"
+            ):  # cases: braced below
+                yield from _pieces(child)
     elif tag == "mfrac":
         yield from _fraction(*(_write(child) for child in node), bar=node.get("linethickness") != "0")
     elif tag in SCRIPTS:
@@ -60,10 +63,9 @@ def _pieces(node: Any) -> Iterator[Piece]:
         inner = _lay_out([piece for child in node for piece in _pieces(child)])
         yield f"√{inner}" if _is_atom(inner) else f"√({inner})", "operand"
     elif tag == "mtable":
-        rows = [[_write(cell) for cell in row] for row in node]
-        yield "; ".join("  ".join(cell for cell in row if cell) for row in rows), "operand"
+        yield "{" + "; ".join(_case(*(_write(cell) for cell in row)) for row in node) + "}", "operand"
     elif tag == "mspace":
-        yield ("   " if _width(node) >= 1 else ""), "space"
+        yield ("   " if _width(node) >= 1 else " "), "space"
     elif text := _letter(node):
         yield text, _role(tag, text)
 
@@ -85,11 +87,12 @@ def _lay_out(pieces: Sequence[Piece]) -> str:
     for text, found in pieces:
         role: str = found
         if role == "bar":
-            role, inside = ("close", inside - 1) if inside and before in ENDS else ("open", inside + 1)
-        if role == "binary" and before not in ENDS:
+            role, inside = ("close", inside - 1) if inside and before in (*ENDS, "apart") else ("open", inside + 1)
+        if role == "binary" and before not in (*ENDS, "apart"):
             role = "sign" if text in "+−" else role
         if role == "space" and not text.strip():
             out += text if len(text) > 1 else ""
+            before = "apart" if before in ("operand", "close") else before
             continue
         gap = _gap(before, role, text)
         out += (gap if out and not out.endswith("   ") else "") + text
@@ -102,10 +105,10 @@ def _gap(before: str, role: str, text: str) -> str:
     if role in ("comma", "close") or before in ("open", "sign"):
         return ""
     if role == "open" and text not in "{|‖" and before in ("function", "operand"):
-        return "" if before == "function" or text == "[" else " "
+        return ""
     if before in ("comma", "binary") or role == "binary":
         return " "
-    if "fraction" in (before, role) and before in ENDS:
+    if "fraction" in (before, role) and before in (*ENDS, "apart"):
         return " · "
     return " "
 
@@ -119,6 +122,12 @@ def _fraction(top: str, below: str, *, bar: bool) -> Iterator[Piece]:
     yield (f"{top}/{below}" if len(top) + len(below) < 5 else f"{top} / {below}"), "fraction"
 
 
+def _case(value: str, *condition: str) -> str:
+    """A row of `cases`."""
+    said = " ".join(condition)
+    return f"{value} {said if re.match(r'(if|else|otherwise)', said) or not said else f'if {said}'}".strip()
+
+
 def _scripted(tag: str, base: Any, first: Any, second: Any = None) -> str:
     if tag == "mover" and (mark := _write(first)) in ACCENTS:
         return _write(base) + ACCENTS[mark]
@@ -129,6 +138,8 @@ def _scripted(tag: str, base: Any, first: Any, second: Any = None) -> str:
     if high is not None and not _is_atom(text):
         text = f"({text})"
     up = "" if high is None else _shift(_write(high), UPPER, "^")
+    if up.strip("′") == "":
+        text, up = text + up, ""
     down = "" if low is None else _shift(_write(low), LOWER, "_")
     return text + (down + up if up.startswith("^") else up + down)
 
@@ -136,7 +147,7 @@ def _scripted(tag: str, base: Any, first: Any, second: Any = None) -> str:
 def _shift(text: str, table: dict[str, str], mark: str) -> str:
     """Text raised or lowered: by letters of that height if Unicode has them all, else behind a mark."""
     text = text.replace(" ", "") if not any(letter.isalpha() for letter in re.findall(r"\w{2,} \w", text)) else text
-    bare = re.sub(r",(?=\w)", "", text) if re.fullmatch(r"\w([+−]\w)?(,\w([+−]\w)?)*", text) else text
+    bare = re.sub(r",(?=\w)", "", text) if re.fullmatch(r"\w′?([+−]\w)?(,\w′?([+−]\w)?)*", text) else text
     if all(letter in table for letter in bare):
         return "".join(table[letter] for letter in bare)
     return f"{mark}{text}" if len(text) == 1 else f"{mark}{{{text}}}"
@@ -161,7 +172,8 @@ def _letter(node: Any) -> str:
 
 def _is_atom(text: str) -> bool:
     """One symbol, one number, one bracket, or one call of a function."""
-    return not _shows(text, " /," + SIGNS)
+    called = re.match(r"[^\W\d_]?[([{⌊⌈⟨|‖√]|[^\W\d_]{2,}\W|[^(]*$", text)
+    return called is not None and not _shows(text, " /," + SIGNS)
 
 
 def _shows(text: str, signs: str) -> bool:

@@ -20,7 +20,7 @@ from rich.text import Text
 from covey import recipes
 from covey.cli.formula import write_unicode
 from covey.recipes import Recipe
-from covey.recipes.about import Option, options, parent_of, read_words
+from covey.recipes.about import ABSENT, Option, options, parent_of, read_words
 from covey.recipes.formula import Line, formula, legend
 from covey.recipes.recipe import STAGES
 from covey.registry import Component, plain
@@ -69,11 +69,19 @@ def diff_parts(names: Sequence[str], rows: Mapping[str, tuple[Any, ...]]) -> lis
     table = _table("", *names)
     for path, row in rows.items():
         stage = path in STAGES
-        shown = [Text("-" if value is None else _brief(value)) for value in row]
+        shown = [Text("-" if value is ABSENT else _brief(value)) for value in row]
         for cell, value in zip(shown, row, strict=True):
-            cell.stylize("dim" if value is None else "bold" if stage else "")
+            cell.stylize("dim" if value is ABSENT else "bold" if stage else "")
         table.add_row(Text(path, style="bold" if stage else ""), *shown)
     return [table]
+
+
+def diff_data(names: Sequence[str], rows: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Recipes side by side as data; of what a recipe has not there is no value."""
+    return [
+        {"path": path, "values": {name: value for name, value in zip(names, row, strict=True) if value is not ABSENT}}
+        for path, row in rows.items()
+    ]
 
 
 def code_parts(recipe: Recipe) -> Iterator[Any]:

@@ -78,14 +78,13 @@ def diff(
 
     if len(names) < 2:
         raise CoveyError("covey recipes diff", f"'{names[0]}' alone", "Give two or more, such as: dapo gspo.")
-    found = [find_recipe(name)[0] for name in names]
-    rows = differences(found)
-    if as_json:
-        print_json([{"path": path, "values": list(row)} for path, row in rows.items()])
-        return
-    from covey.cli.recipe_text import diff_parts
+    rows = differences([find_recipe(name)[0] for name in names])
+    from covey.cli import recipe_text
 
-    print_rich(*diff_parts(names, rows))
+    if as_json:
+        print_json(recipe_text.diff_data(names, rows))
+    else:
+        print_rich(*recipe_text.diff_parts(names, rows))
 
 
 def find_recipe(word: str) -> tuple[Recipe, str]:

@@ -17,6 +17,8 @@ from covey.registry import Component, plain
 LABELS = ("use", "avoid", "watch")
 DEFAULT = "default"
 """Origin of an option that nobody set: the component's own default."""
+ABSENT = object()
+"""The value of an option that a recipe has not; null is a value."""
 _FIRST = re.compile(r"(?P<title>[^:(]+?)\s*(?:\((?P<source>(?:[^()]|\([^()]*\))*)\))?\s*:\s*(?P<idea>.+)", re.S)
 _PAPER = re.compile(r"\b\d{4}\.\d{5}\b")
 
@@ -122,7 +124,7 @@ def values(recipe: Recipe) -> dict[str, Any]:
 def differences(members: Sequence[Recipe]) -> dict[str, tuple[Any, ...]]:
     """The components and options in which recipes differ, by path in the order of the stages.
 
-    A recipe that has no such component or option has None.
+    A recipe that has no such component or option has ABSENT.
     """
     each = [values(member) for member in members]
     order = {name: place for place, name in enumerate(STAGES)}
@@ -130,7 +132,7 @@ def differences(members: Sequence[Recipe]) -> dict[str, tuple[Any, ...]]:
         dict.fromkeys(path for one in each for path in one),
         key=lambda path: order.get(path.partition(".")[0], len(order)),
     )
-    rows = {path: tuple(one.get(path) for one in each) for path in _nest(paths)}
+    rows = {path: tuple(one.get(path, ABSENT) for one in each) for path in _nest(paths)}
     return {path: row for path, row in rows.items() if any(value != row[0] for value in row)}
 
 
