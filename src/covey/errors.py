@@ -63,6 +63,12 @@ class StorageError(CoveyError):
     exit_code = 74
 
 
+class ProofError(CoveyError):
+    """A recipe that does not keep a property which every recipe has to keep."""
+
+    exit_code = 76
+
+
 class RefusedError(CoveyError):
     """An unsafe action that needs to be asked for by name."""
 
@@ -80,6 +86,7 @@ EXIT_CODES = {
     71: "out of memory",
     73: "output cannot be created",
     74: "input/output failed or disk full",
+    76: "a recipe breaks a property",
     77: "unsafe action not asked for",
     130: "interrupted; the run can be resumed",
 }
