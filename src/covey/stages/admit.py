@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from covey.errors import ConfigError, did_you_mean
 from covey.registry import Component, component
+from covey.stages.tex import number
 from covey.types import Group
 
 
@@ -28,6 +29,7 @@ class Admission(Component):
 class Informative(Admission):
     """Admits a group whose outcomes differ: max - min > tolerance (dynamic sampling, arXiv 2503.14476 section 3.2).
 
+    With a threshold, for graded outcomes, a group in which some but not all outcomes reach it.
     The outcome is one reward component, never the shaped sum: shaping would make an all-correct group look mixed. Rollouts
     that could not be scored are left out; a group with fewer than two scored rollouts is not admitted.
     """
@@ -48,11 +50,30 @@ class Informative(Admission):
         return self.outcome
 
     tolerance: float = Field(default=0.0, ge=0, description="largest max - min that still counts as all equal")
+    threshold: float | None = Field(
+        default=None, description="outcome from which a graded answer is right; null: outcomes are compared as they are"
+    )
+
+    @model_validator(mode="after")
+    def _read(self) -> Informative:
+        if self.threshold is not None and self.tolerance:
+            raise ConfigError(
+                "recipe.admit.informative.tolerance", "nobody reads it beside a threshold", "Leave it out."
+            )
+        return self
 
     def admits(self, group: Group) -> bool:
-        """True if the scored outcomes of the group are not all equal."""
+        """True if the scored outcomes of the group are not all equal, or not all on one side of the threshold."""
         name = self.component(group)
         if name is None:
             return False
         outcomes = [rollout.rewards[name] for rollout in group.rollouts if name in rollout.rewards]
+        if self.threshold is not None:
+            return len({outcome >= self.threshold for outcome in outcomes}) == 2
         return len(outcomes) > 1 and max(outcomes) - min(outcomes) > self.tolerance
+
+    def latex(self) -> str:
+        """The condition on the outcomes o of the group."""
+        if self.threshold is not None:
+            return rf"0<\big|\{{j\in g:o_j\ge {number(self.threshold)}\}}\big|<G"
+        return rf"\max_{{j\in g}}o_j-\min_{{j\in g}}o_j>{number(self.tolerance)}"

@@ -10,10 +10,15 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from covey.batch import Batch
+from covey.batch import Batch, Credited
 from covey.errors import ConfigError
+from covey.metrics import Metrics
+from covey.metrics import mean as mean_of
 from covey.registry import Component, Per, State, component
-from covey.stages.masked import broadcast, compact, count_by, divide, masked, moments_by
+from covey.stages.masked import broadcast, compact, count_by, divide, masked, moments_by, spread_by
+from covey.stages.mix import weight_of
+from covey.stages.tex import name as tex
+from covey.stages.tex import number
 
 Part = TypeVar("Part", bound=Component)
 
@@ -38,34 +43,103 @@ class GroupNorm(Advantage):
 
     baseline `mean`: mean of the group; `leave_one_out`: mean of the others, G/(G-1) (R - mean) (arXiv 2402.14740).
     scale `none`: 1, no eps (arXiv 2503.20783); `group`: the group's std (arXiv 2402.03300); `batch`: the std of all raw scores of
-    the rollout batch (arXiv 2508.08221). A group of one, or of equal scores, gets exactly 0. Rows outside the statistics get 0.
+    the rollout batch (arXiv 2508.08221); `batch_centered`: of all scores less their group's mean; `mean`: the group's mean, for
+    outcomes of 0 and 1, where a group without a right one (or a mean that is not positive) gets 0 (arXiv 2602.02710).
+    A group of one, or of equal scores, gets exactly 0. Rows outside the statistics get 0.
     """
 
     baseline: Literal["mean", "leave_one_out"] = Field(default="mean", description="what a row is compared with")
-    scale: Literal["none", "group", "batch"] = Field(default="group", description="what the difference is divided by")
+    scale: Literal["none", "group", "batch", "batch_centered", "mean"] = Field(
+        default="group", description="what the difference is divided by"
+    )
     ddof: Literal[0, 1] = Field(default=1, description="1: unbiased variance; 0: population variance")
-    eps: float = Field(default=1e-6, ge=0, description="added to the std after the square root")
+    eps: float = Field(default=1e-6, ge=0, description="added to the std after the square root, or to the mean")
 
     @model_validator(mode="after")
     def _read(self) -> GroupNorm:
-        return _refuse_unread(self, "scale=none", "ddof", "eps") if self.scale == "none" else self
+        unread = {"none": ("ddof", "eps"), "mean": ("ddof",)}.get(self.scale, ())
+        return _refuse_unread(self, f"scale={self.scale}", *unread)
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The advantage [N T]."""
-        score, member = batch.columns["score"], batch.keep.statistics
+        score, member = batch.columns["score"].double(), batch.keep.statistics
         index, count = compact(batch.group)
         mean, std = moments_by(score, member, index, count, self.ddof)
-        centered = masked(score.double() - mean[index], member)
+        centered = masked(score - mean[index], member)
         if self.baseline == "leave_one_out":
             size = count_by(member, index, count)
             centered = centered * divide(size, size - 1)[index]
         if self.scale == "group":
             centered = divide(centered, std[index] + self.eps)
-        if self.scale == "batch":
+        if self.scale == "mean":
+            centered = masked(divide(centered, mean[index] + self.eps), mean[index] > 0)
+        if self.scale in ("batch", "batch_centered"):
             everyone = torch.zeros_like(index)
-            _, spread = moments_by(score, member, everyone, 1, self.ddof)
+            values = score if self.scale == "batch" else score - mean[index]
+            _, spread = moments_by(values, member, everyone, 1, self.ddof)
             centered = divide(centered, spread[everyone] + self.eps)
         return broadcast(centered, batch.mask)
+
+    def latex(self) -> str:
+        """The difference, and what it is divided by."""
+        others = r"\tfrac{1}{G-1}\sum_{j\in g(n),\,j\ne n}R_j"
+        difference = r"R_n-\mu_{g(n)}" if self.baseline == "mean" else rf"R_n-{others}"
+        if self.scale == "none":
+            return difference
+        below = {
+            "group": r"\sigma_{g(n)}",
+            "batch": r"\operatorname{std}_{n'}R_{n'}",
+            "batch_centered": r"\operatorname{std}_{n'}(R_{n'}-\mu_{g(n')})",
+            "mean": r"\mu_{g(n)}",
+        }[self.scale]
+        eps = f"+{number(self.eps)}" if self.eps else ""
+        degrees = "" if self.scale == "mean" else rf"\quad(\mathrm{{ddof}}={self.ddof})"
+        return rf"\frac{{{difference}}}{{{below}{eps}}}{degrees}"
+
+
+@component("advantage", "component_norm")
+class ComponentNorm(Advantage):
+    """A = sum_k weight_k (r_k - mean of the group) / (std of the group + eps): components normalised apart (arXiv 2601.05242).
+
+    So a rare component is heard beside a common one. A component that could not be scored stays out of its own statistics and
+    adds 0; so does one that is the same in the whole group. Weights act on what is normalised (eq. 7).
+    """
+
+    reads: ClassVar[tuple[Per, ...]] = ("component",)
+
+    weights: Mapping[str, float] = Field(
+        default_factory=dict, description="weight per reward component; others as declared"
+    )
+    ddof: Literal[0, 1] = Field(default=1, description="1: unbiased variance; 0: population variance")
+    eps: float = Field(default=1e-6, ge=0, description="added to the std after the square root")
+
+    def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
+        """The advantage [N T]."""
+        score = batch.columns["score"].double()
+        weight = weight_of(batch, self.weights, "recipe.advantage.weights")
+        index, count = compact(batch.group)
+        total = torch.zeros(batch.size, dtype=torch.float64, device=score.device)
+        for k in range(score.shape[1]):
+            member = batch.keep.statistics & ~score[:, k].isnan()
+            mean, std = moments_by(score[:, k], member, index, count, self.ddof)
+            total = total + weight[k] * divide(masked(score[:, k] - mean[index], member), std[index] + self.eps)
+        return broadcast(total, batch.mask)
+
+    def latex(self) -> str:
+        """The sum of quotients."""
+        eps = f"+{number(self.eps)}" if self.eps else ""
+        named = ", ".join(rf"w_{{\mathrm{{{tex(name)}}}}}={number(w)}" for name, w in self.weights.items())
+        notes = ", ".join(filter(None, [rf"\mathrm{{ddof}}={self.ddof}", named]))
+        return rf"\sum_k w_k\frac{{r^k_n-\mu_{{g(n)}}(r^k)}}{{\sigma_{{g(n)}}(r^k){eps}}}\quad({notes})"
+
+    def measure(self, batch: Credited) -> Metrics:
+        """Per component the share of groups in which it is the same for all: nothing is learnt of it there."""
+        score, (index, count) = batch.columns["score"].double(), compact(batch.group)
+        out = {}
+        for k, name in enumerate(batch.reward_names):
+            spread = spread_by(score[:, k], batch.keep.statistics & ~score[:, k].isnan(), index, count)
+            out[f"group/equal_{name}"] = mean_of(float((spread == 0).sum()), count)
+        return out
 
 
 @component("advantage", "batch_baseline")
@@ -116,3 +190,14 @@ class BatchBaseline(Advantage):
         if self.baseline == "leave_one_out":
             centered = centered * divide(n, n - 1)
         return broadcast(centered, batch.mask)
+
+    def latex(self) -> str:
+        """The difference to the one baseline."""
+        if self.baseline == "moving":
+            keep, new = number(self.decay), number(1 - self.decay)
+            return rf"R_n-b,\quad b\leftarrow {keep}\,b+{new}\,\tfrac1N\sum_{{n'}}R_{{n'}}\ \text{{(afterwards)}}"
+        return {
+            "mean": r"R_n-\tfrac1N\sum_{n'}R_{n'}",
+            "leave_one_out": r"R_n-\tfrac1{N-1}\sum_{n'\ne n}R_{n'}",
+            "none": "R_n",
+        }[self.baseline]

@@ -9,6 +9,7 @@ from torch import Tensor
 from covey.batch import Batch
 from covey.registry import Component, component
 from covey.stages.masked import log_ratio, masked
+from covey.stages.tex import number
 
 
 @component("correction", "truncated_importance")
@@ -21,3 +22,7 @@ class TruncatedImportance(Component):
         """The factor [N T]; 1 where sampler and learner agree."""
         factor = log_ratio(batch.old_logp, batch.sampled_logp, batch.mask).exp().clamp(max=self.cap)
         return masked(factor, batch.mask)
+
+    def latex(self) -> str:
+        """The truncated ratio of learner to sampler."""
+        return rf"\min\!\big(e^{{\ell^{{old}}_{{n,t}}-\ell^{{samp}}_{{n,t}}}},\,{number(self.cap)}\big)"

@@ -10,3 +10,8 @@ def number(value: float) -> str:
         return mantissa
     power = f"10^{{{int(exponent)}}}"
     return power if mantissa == "1" else rf"{mantissa}\cdot {power}"
+
+
+def name(text: str) -> str:
+    """A name of the user's as LaTeX text."""
+    return "".join(f"\\{sign}" if sign in "_%&#$" else sign for sign in text)
