@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from covey.batch import Keep, Live
 from covey.stages.kl import estimate, k1, k2, k3, k3_straight_through
+from covey.stages.mix import KlSum, TokenKl
+from covey.stages.penalties import Kl
+from tests.stages.data import as_credited, draw_batch
 
 LOGITS = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -95,3 +99,80 @@ def test_values_of_the_estimators() -> None:
 def test_importance_needs_its_ratio() -> None:
     with pytest.raises(ValueError, match="needs the log-ratio"):
         estimate("k3_importance", LOGITS)
+
+
+# In the loss and in the reward, by the components themselves
+
+
+def arms(logits: Tensor) -> tuple[Live, object, Tensor]:
+    """One response of one token per arm, sampled by the policy; its live log-probabilities, and how probable each is."""
+    base = draw_batch(0, groups=1, most=1, width=1).rows(torch.zeros(3, dtype=torch.long))
+    logp = logits.log_softmax(0)
+    own = logp.detach()[:, None]
+    batch = base.with_(
+        mask=torch.ones(3, 1, dtype=torch.bool),
+        old_logp=own,
+        sampled_logp=own,
+        rollout=torch.arange(3),
+        reward=torch.zeros(3, 1, dtype=torch.float64),
+        reward_names=("nothing",),
+        reward_weights=(1.0,),
+        keep=Keep.all(3),
+        columns={"ref_logp": REFERENCE.log()[:, None]},
+    )
+    return Live(logp[:, None]), as_credited(batch), logp.detach().exp()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [
+        ("k1", (0.0, 0.0, 0.0)),
+        ("k2", REVERSE),
+        ("k3", FORWARD),
+        ("k3_straight_through", REVERSE),
+        ("k3_importance", REVERSE),
+    ],
+)
+def test_in_the_loss(name: str, gradient: tuple[float, ...]) -> None:
+    """The expected gradient of the penalty `kl` with this estimator."""
+    logits = LOGITS.clone().requires_grad_()
+    live, batch, chance = arms(logits)
+    (found,) = torch.autograd.grad((chance * Kl(estimator=name)(live, batch)).sum(), logits)
+    assert six(found.tolist()) == gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [
+        ("k1", REVERSE),
+        ("k2", (0.037703, 0.017430, -0.055134)),
+        ("k3", (0.017997, 0.035411, -0.053407)),
+    ],
+)
+def test_in_the_reward(name: str, gradient: tuple[float, ...]) -> None:
+    """The expected policy gradient of a score that is -KL: only k1 has that of the reverse divergence."""
+    logits = LOGITS.clone().requires_grad_()
+    live, batch, chance = arms(logits)
+    score = TokenKl(coef=1.0, estimator=name)(batch)
+    (found,) = torch.autograd.grad(-(chance * score * live.logp).sum(), logits)
+    assert six(found.tolist()) == gradient
+
+
+def test_summed_over_the_response_it_is_k1_in_the_reward() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    live, batch, chance = arms(logits)
+    score = KlSum(coef=1.0)(batch)[:, None]
+    (found,) = torch.autograd.grad(-(chance * score * live.logp).sum(), logits)
+    assert six(found.tolist()) == REVERSE
+
+
+def test_to_the_old_policy_no_estimator_pulls_while_nothing_has_moved() -> None:
+    """At the first optimizer step all log-ratios are 0: k1 sends noise of mean 0, the others nothing at all."""
+    logits = LOGITS.clone().requires_grad_()
+    live, batch, chance = arms(logits)
+    for name in ("k2", "k3", "k3_straight_through", "k3_importance"):
+        cost = Kl(estimator=name, to="old")(live, batch)
+        (found,) = torch.autograd.grad((chance * cost).sum(), logits, retain_graph=True)
+        assert found.abs().max() == 0
+    (noise,) = torch.autograd.grad(Kl(estimator="k1", to="old")(live, batch)[0].sum(), logits)
+    assert noise.abs().max() > 0.1
