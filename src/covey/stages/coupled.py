@@ -23,6 +23,7 @@ from covey.registry import Couples, component
 from covey.stages.advantages import Advantage
 from covey.stages.masked import bounds_by, broadcast, compact, count_by, divide, log_ratio, masked, sum_by
 from covey.stages.surrogates import Surrogate
+from covey.stages.tex import number
 
 LOWEST_LOGP = -1000.0
 """A token that the learner rules out (logp = -inf) enters a mean of log-probabilities as this: finite, without gradient."""
@@ -99,7 +100,7 @@ class Residual(Surrogate):
     def latex(self) -> str:
         """The gain."""
         anchor = "old" if self.anchor == "old" else "ref"
-        implicit = rf"Q_k={self.coef:g}\sum_t(\ell^{{\theta}}_{{k,t}}-\ell^{{{anchor}}}_{{k,t}})"
+        implicit = rf"Q_k={number(self.coef)}\sum_t(\ell^{{\theta}}_{{k,t}}-\ell^{{{anchor}}}_{{k,t}})"
         error = r"\big(Q_k-\operatorname{sg}(\bar Q_g)-A_k\big)^2"
         return rf"-\frac{{1}}{{T_g}}\,\frac{{1}}{{2(G-1)}}\sum_{{k\in g}}{error},\quad {implicit}"
 
@@ -162,7 +163,7 @@ class Contrast(Surrogate):
         inner = r"\ell^{\theta}_{k,t}" if self.score == "likelihood" else r"\rho_{k,t}"
         bad = r"\frac{1}{|M_g|}\sum_{k\in M_g}s_k"
         if self.tau is not None:
-            bad = rf"{self.tau:g}\log\frac{{1}}{{|M_g|}}\sum_{{k\in M_g}}e^{{s_k/{self.tau:g}}}"
+            bad = rf"{number(self.tau)}\log\frac{{1}}{{|M_g|}}\sum_{{k\in M_g}}e^{{s_k/{number(self.tau)}}}"
         classes = r"P_g=\{A_k>0\},\ M_g=\{A_k<0\}"
         good = r"\frac{1}{|P_g|}\sum_{k\in P_g}s_k"
         return rf"\frac{{1}}{{T_g}}\Big({good}-{bad}\Big),\quad s_k=\frac{{1}}{{L_k}}\sum_t {inner},\ {classes}"
@@ -230,7 +231,7 @@ class TwoClasses(Advantage):
     def latex(self) -> str:
         """The advantage."""
         level = 0.5 if self.threshold is None else self.threshold
-        return rf"\operatorname{{sign}}(R_n-{level:g})\ \text{{if both signs occur in }}g(n),\text{{ else }}0"
+        return rf"\operatorname{{sign}}(R_n-{number(level)})\ \text{{if both signs occur in }}g(n),\text{{ else }}0"
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The advantage [N T]."""

@@ -20,6 +20,7 @@ from covey.registry import Couples, component
 from covey.stages.coupled import LOWEST_LOGP
 from covey.stages.masked import divide, masked
 from covey.stages.surrogates import Clip, Surrogate
+from covey.stages.tex import number
 
 
 def covariance(live: Live, batch: Credited, counted: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
@@ -69,8 +70,8 @@ class CovarianceClip(Clip):
 
     def latex(self) -> str:
         """The gain."""
-        drawn = rf"\{{{self.floor:g}<\kappa<{self.ceiling:g}\}}"
-        zero = rf"0\ \text{{for }}{self.share:g}\,T\text{{ tokens drawn from }}{drawn},\text{{ else }}"
+        drawn = rf"\{{{number(self.floor)}<\kappa<{number(self.ceiling)}\}}"
+        zero = rf"0\ \text{{for }}{number(self.share)}\,T\text{{ tokens drawn from }}{drawn},\text{{ else }}"
         kappa = r"\quad\kappa_{n,t}=(A_{n,t}-\bar A)(\ell^{\theta}_{n,t}-\bar\ell^{\theta})"
         return f"{zero}{super().latex()},{kappa}"
 
@@ -116,9 +117,9 @@ class CovarianceKl(Surrogate):
 
     def latex(self) -> str:
         """The gain."""
-        held = rf"\mathbf{{1}}[\kappa_{{n,t}}\text{{ among the top }}{self.share:g}\,T]"
+        held = rf"\mathbf{{1}}[\kappa_{{n,t}}\text{{ among the top }}{number(self.share)}\,T]"
         kappa = r"\kappa_{n,t}=(A_{n,t}-\bar A)(\ell^{\theta}_{n,t}-\bar\ell^{\theta})"
-        return rf"\rho_{{n,t}}A_{{n,t}}-{self.coef:g}\,{held}\,|x_{{n,t}}|,\quad {kappa}"
+        return rf"\rho_{{n,t}}A_{{n,t}}-{number(self.coef)}\,{held}\,|x_{{n,t}}|,\quad {kappa}"
 
     def __call__(self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """The gain [N T]."""

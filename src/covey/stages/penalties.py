@@ -19,6 +19,7 @@ from covey.metrics import Metrics, mean
 from covey.registry import Component, Couples, State, build, component
 from covey.stages.kl import Estimator, estimate, k1, k3
 from covey.stages.masked import LOG_RATIO_LIMIT, log_ratio, masked
+from covey.stages.tex import number
 from covey.stages.weighting import TokenMean
 
 
@@ -130,7 +131,7 @@ class Entropy(Penalty):
         entropy = r"-\mathcal H\big(\pi_\theta(\cdot\mid n,{<}t)\big)"
         if self.target is None:
             return entropy
-        return rf"{entropy}\ \text{{applied while }}\bar{{\mathcal H}}\le {self.target:g}"
+        return rf"{entropy}\ \text{{applied while }}\bar{{\mathcal H}}\le {number(self.target)}"
 
     def __call__(self, live: Live, batch: Credited, state: State | None = None) -> Float[Tensor, "N T"]:
         """The cost [N T], the negative entropy in nats; of a steered coefficient times its value over `coef`."""
@@ -190,7 +191,7 @@ class Constraint(Penalty):
     def latex(self) -> str:
         """The cost."""
         d = r"\rho_{n,t}-1-x_{n,t}" if self.divergence == "low_variance" else r"-x_{n,t}"
-        weight = rf"\operatorname{{sg}}\big(\max(D-{self.limit:g},0)\big)" if self.multiplier == "hinge" else r"m"
+        weight = rf"\operatorname{{sg}}\big(\max(D-{number(self.limit)},0)\big)" if self.multiplier == "hinge" else r"m"
         return rf"{weight}\,({d}),\quad D=\sum w^{{\mathrm{{constraint}}}}_{{n,t}}({d})"
 
     def __call__(self, live: Live, batch: Credited, state: State | None = None) -> Float[Tensor, "N T"]:
