@@ -1,7 +1,11 @@
-"""DAPO (arXiv 2503.14476): refill uninformative groups, soften overlong punishment, mask truncated answers, clip higher,
-every token of the step counts the same, no KL.
+"""DAPO (arXiv 2503.14476): GRPO that refills uninformative groups, softens overlong punishment, masks truncated answers, clips
+higher and counts every token of the step the same; no KL.
 
 A as GRPO on R + overlong(len);  loss = sum over tokens of -min(rho A, clip(rho, 1 - 0.2, 1 + 0.28) A) / tokens of the step.
+
+Use: base models on hard data (token mean), long chains of thought; clip-higher pays on aligned models and at 8B up to 0.28.
+Avoid: very long budgets for the overlong mask (it then hides repetition); aligned models prefer a mean over responses.
+Watch: admit/kept, admit/waves, shaping/soft_overlong, stop/truncated, clip/high, entropy/sampled, tokens/sampled.
 """
 
 from covey.recipes.grpo import grpo

@@ -1,7 +1,12 @@
-"""GRPO (arXiv 2402.03300): rewards are normalised inside each prompt's group, no critic; the parent of most other recipes.
+"""GRPO (arXiv 2402.03300): rewards are normalised inside each prompt's group instead of by a critic; the parent of most
+other recipes.
 
-A = (R - mean_group) / (std_group + eps);
+A = (R - mean_group) / (std_group + 1e-6);
 loss = mean over responses of the token mean of -min(rho A, clip(rho, 1 -+ 0.2) A) + 0.04 k3.
+
+Use: verifiable rewards and groups of eight or more; to compare with papers. Instruct models like its mean over responses.
+Avoid: long wrong answers (the mean over responses spares them: dr_grpo), prompts that are nearly solved (a std near 0).
+Watch: group/mixed, penalty/kl, clip/low and clip/high, length/mean of right and wrong answers, entropy/sampled.
 """
 
 from covey.recipes.recipe import Recipe
