@@ -83,7 +83,7 @@ def options(command: Any) -> list[Any]:
 
 def spell(option: Any) -> str:
     """An option as it is written, with what it takes."""
-    takes = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    takes = "" if option.is_flag else f" {option.metavar or option.type_descriptor.annotation.__name__.upper()}"
     return " ".join(f"`{name}{takes}`" for name in option.opts)
 
 

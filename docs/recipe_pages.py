@@ -210,16 +210,14 @@ def peers() -> str:
 
 
 def shown() -> str:
-    """What two commands print on a terminal of 100 columns; of the explanation the part before the options."""
+    """What two commands print on a terminal of 100 columns; of the explanation all but the table of options."""
     from covey.cli.recipe_text import diff_parts, explain_parts
 
     names = ("dapo", "gspo", "cispo")
-    explained = printed(explain_parts(recipes.get("gspo"), recipes.describe("gspo"))).partition("Options")
+    told = printed(explain_parts(recipes.get("gspo"), recipes.describe("gspo")))
+    told = re.sub(r"(?<=\n)(Options.*?\n).*?(?=\nUse|\ndigest)", r"\1  ...\n", told, flags=re.S)
     compared = printed(diff_parts(names, differences([recipes.get(name) for name in names])))
-    blocks = (
-        f"$ covey recipes explain gspo\n{explained[0]}Options{explained[2].partition(chr(10))[0]}\n  ...\n",
-        f"$ covey recipes diff {' '.join(names)}\n{compared}",
-    )
+    blocks = (f"$ covey recipes explain gspo\n{told}", f"$ covey recipes diff {' '.join(names)}\n{compared}")
     return "".join(f"```\n{block}```\n\n" for block in blocks)
 
 

@@ -25,7 +25,7 @@ from covey.recipes.formula import Line, formula, legend
 from covey.recipes.recipe import STAGES
 from covey.registry import Component, plain
 
-WIDTH = 110
+WIDTH = 100
 """Columns of text where there is no terminal to ask."""
 
 
@@ -131,7 +131,7 @@ def _formula(lines: Sequence[Line]) -> list[Any]:
     table.add_column(justify="right")
     table.add_column()
     for line in lines:
-        table.add_row(*(Text(cell) for cell in (line.stage, write_unicode(line.left), _right(line))))
+        table.add_row(*(Text(cell) for cell in (f"{line.stage} ", write_unicode(line.left), _right(line))))
     return [Padding(table, (0, 0, 0, 2)), Padding(_prose(legend(lines)), (0, 0, 0, 2), style="dim")]
 
 
@@ -199,7 +199,7 @@ def _sentence(text: str) -> str:
 
 def _prose(text: str) -> Text:
     """Text that the terminal wraps; where there is none, lines of a readable length."""
-    return Text(text if sys.stdout.isatty() else textwrap.fill(text, WIDTH))
+    return Text(text if sys.stdout.isatty() else textwrap.fill(text, WIDTH - 2))
 
 
 def _width() -> int | None:
