@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from covey import recipes
 from covey.batch import Batch
 from covey.collect.rows import rows
-from covey.columns import providers
+from covey.columns import Values, providers
 from covey.columns.noise import keys, uniform
 from covey.engines.cluster import Cluster
-from covey.engines.learner import OptimizerOptions, SlicedScorer, TorchLearner
+from covey.engines.critic import build_critic, build_policy
+from covey.engines.learner import OptimizerOptions, SlicedScorer
 from covey.engines.sampler import HFSampler
 from covey.engines.scorer import Scorer
 from covey.engines.world import World
@@ -44,8 +45,9 @@ BUDGET = 120
 
 
 def list_recipes() -> dict[str, Recipe]:
-    """Every registered recipe, and two with coupled surrogates and the adaptive penalty."""
+    """Every registered recipe, two with coupled surrogates and the adaptive penalty, and the other kind of critic."""
     tests = {"coupled by step": coupled(), "coupled by group": coupled(GroupCoupled())}
+    tests["ppo with a shared trunk"] = recipes.get("ppo").but(critic="shared")
     return {name: recipes.get(name) for name in recipes.names()} | tests
 
 
@@ -93,55 +95,82 @@ def make_cluster(
 ) -> Cluster:
     """A learner that has moved away from the policy that sampled, and its frozen reference."""
 
-    def scorer(seed: int) -> Scorer:
+    def moved(seed: int) -> nn.Module:
         model = make_policy()
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * parameter.std() * torch.randn(parameter.shape, generator=draw))
-        return Scorer(model.to(dtype))
+        return model.to(dtype)
 
-    learner = TorchLearner(
-        scorer(1), world=world, tokens_per_slice=budget, optimizer=OptimizerOptions(max_grad_norm=math.inf, **options)
+    learner = build_policy(
+        recipe.critic,
+        moved(1),
+        world=world,
+        tokens_per_slice=budget,
+        optimizer=OptimizerOptions(max_grad_norm=math.inf, **options),
     )
-    return Cluster(
+    cluster = Cluster(
         world=world,
         learner=learner,
         sampler=None,
         objective=lambda live, rows, states: objective(recipe, live, rows, states),
-        references={"reference": SlicedScorer(scorer(2), world=world, tokens_per_slice=budget)},
+        references={"reference": SlicedScorer(Scorer(moved(2)), world=world, tokens_per_slice=budget)},
+        critic=build_critic(recipe.critic, learner, moved(3)),
     )
+    if recipe.critic is not None:  # a head of zeros would send nothing back into the trunk
+        head = 0.1 * torch.randn(make_policy().config.hidden_size, generator=torch.Generator().manual_seed(4))
+        cluster.trained["critic"].learner.load_weights([("head.weight", head)])
+    return cluster
+
+
+def values_of(recipe: Recipe, cluster: Cluster) -> dict[str, Values]:
+    """The trained columns of a recipe."""
+    return {} if recipe.critic is None else {"value": Values(cluster, joint=recipe.joint_critic is not None)}
 
 
 def find_gradient(recipe: Recipe, cluster: Cluster, batch: Batch) -> dict[str, Tensor]:
     """The gradient of one optimizer step on all rows, up to a factor: the optimizer's first moment after it."""
     credited, states, _ = credit(recipe, batch, initial_states(recipe))
+    step = weigh(recipe, credited)
+    for column in values_of(recipe, cluster).values():
+        column.fit(step, 0.0, alone=False)
     cluster.update(
-        weigh(recipe, credited),
+        step,
         couples=couples(recipe),
         outputs=outputs(recipe),
         temperature=TEMPERATURE,
         lr=0.0,
         states=states,
     )
-    return {name: value for name, value in cluster.optimizer_state().items() if name.endswith("/exp_avg")}
+    found = {f"{model}/{name}": value for model in ("policy", "critic") for name, value in moments(cluster, model)}
+    return {name: value for name, value in found.items() if name.endswith("/exp_avg")}
 
 
-def make_batch(cluster: Cluster) -> Batch:
-    """The recorded rollouts as rows, with the reference's log-probabilities."""
+def moments(cluster: Cluster, model: str) -> list[tuple[str, Tensor]]:
+    """The optimizer's state of a model; of one that nobody trains there is none."""
+    return list(cluster.optimizer_state(model).items())
+
+
+def make_batch(recipe: Recipe, cluster: Cluster) -> Batch:
+    """The recorded rollouts as rows, with every column that a recipe may need."""
     batch = rows(record(), {}, torch.float64)
     noise = uniform(keys(record(), 0), batch.tokens.shape[1])
-    return batch.with_(columns={"noise": noise, "ref_logp": cluster.forward(batch, (), TEMPERATURE, "reference").logp})
+    columns = {"noise": noise, "ref_logp": cluster.forward(batch, (), TEMPERATURE, "reference").logp}
+    for column in values_of(recipe, cluster).values():
+        columns |= column.provide(batch)
+    return batch.with_(columns=columns)
 
 
 def improve(recipe: Recipe, cluster: Cluster) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Five optimizer steps of whole groups on the recorded rollouts: weights, states and metrics after them."""
-    columns = providers(recipe.needs(), cluster.forward, TEMPERATURE)
+    columns = providers(recipe.needs(), cluster.forward, TEMPERATURE, values_of(recipe, cluster))
     schedule = Schedule(passes=1, steps_per_pass=STEPS, seed=0, temperature=TEMPERATURE, lr=lambda step: 1e-2)
     improver = GradientImprover(recipe, cluster, columns, schedule, {})
     update = improver.improve(record(), 0)
     assert improver.optimizer_steps == STEPS
-    weights = {name: tensor.detach().clone() for name, tensor in cluster.weights().items()}
+    own = {f"critic/{name}": tensor for name, tensor in cluster.critic_weights().items()}
+    weights = {name: tensor.detach().clone() for name, tensor in {**cluster.weights(), **own}.items()}
     return weights, {"states": improver.states, "metrics": values(update.metrics)}
 
 
@@ -155,7 +184,7 @@ def run(world: World, folder: Path) -> None:
             first.serve()
             second.serve()
             continue
-        save_file(find_gradient(recipe, first, make_batch(first)), folder / f"{at}-gradient.safetensors")
+        save_file(find_gradient(recipe, first, make_batch(recipe, first)), folder / f"{at}-gradient.safetensors")
         first.stop()
         weights, told = improve(recipe, second)
         save_file(weights, folder / f"{at}-weights.safetensors")

@@ -47,7 +47,7 @@ def widen(batch: Batch, by: int) -> Batch:
 @pytest.mark.parametrize(("dtype", "name"), CASES)
 def test_no_arrangement_of_rows_changes_the_gradient(dtype: str, name: str) -> None:
     recipe = RECIPES[name]
-    batch = make_batch(single(dtype, name))
+    batch = make_batch(recipe, single(dtype, name))
     expected = find_gradient(recipe, single(dtype, name, BUDGETS[0]), batch)
     assert sum(float(value.abs().sum()) for value in expected.values()) > 0
     order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(3))
@@ -77,7 +77,7 @@ def test_two_ranks_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.
     assert [code for code, _ in found] == [0, 0], found
     for at, (dtype, name) in enumerate(CASES):
         recipe, cluster = RECIPES[name], single(dtype, name)
-        gradient = find_gradient(recipe, cluster, make_batch(cluster))
+        gradient = find_gradient(recipe, cluster, make_batch(recipe, cluster))
         assert distance(load_file(tmp_path / f"{at}-gradient.safetensors"), gradient) <= GRADIENT[dtype], (dtype, name)
         weights, told = improve(recipe, single(dtype, name))
         assert distance(load_file(tmp_path / f"{at}-weights.safetensors"), weights) <= WEIGHTS[dtype], (dtype, name)
