@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -92,8 +92,8 @@ def divided(recipe: Recipe, policy: Policy, batch: Batch, seed: int) -> tuple[Te
 def add_up(
     recipe: Recipe, policy: Policy, step: Credited, states: Mapping[str, State], plan: Plan
 ) -> tuple[Tensor, Metrics]:
-    """The gradient as a sum over slices, each only as wide as its longest row; and the merged metrics."""
-    parts = [slice_gradient(recipe, policy, _narrow(step, index), states) for index in plan if index]
+    """The gradient as a sum over slices, and the merged metrics."""
+    parts = [slice_gradient(recipe, policy, step.rows(torch.tensor(index)), states) for index in plan if index]
     return torch.stack([gradient for gradient, _ in parts]).sum(0), merge(metrics for _, metrics in parts)
 
 
@@ -127,6 +127,8 @@ def in_two_passes(
     return gradient, metrics
 
 
-def _narrow(step: Credited, rows: Sequence[int]) -> Credited:
-    made: Credited = narrow(step, rows, step.tokens.device)
-    return made
+def packed(recipe: Recipe, policy: Policy, batch: Batch, seed: int) -> Tensor:
+    """The gradient as a sum over random slices, each cut to the width of its longest row as engines cut them."""
+    step, states = prepare(recipe, batch)
+    plan = [narrow(step, index.tolist(), step.tokens.device) for index in cut(step, couples(recipe), seed)]
+    return torch.stack([slice_gradient(recipe, policy, part, states)[0] for part in plan]).sum(0)

@@ -25,6 +25,7 @@ from covey.proof.gradients import (
     deal,
     divided,
     in_two_passes,
+    packed,
     prepare,
     slice_gradient,
     two_pass,
@@ -58,7 +59,7 @@ class Gap:
 
 
 def slices(recipe: Recipe, seed: int) -> Iterator[Gap]:
-    """Random slices add up to the undivided gradient, metrics and state; each is as narrow as its longest row."""
+    """Random slices add up to the undivided gradient, metrics and state."""
     policy, batch = case(recipe, seed)
     found, metrics = divided(recipe, policy, batch, seed)
     step, states = prepare(recipe, batch)
@@ -111,9 +112,11 @@ def order(recipe: Recipe, seed: int) -> Iterator[Gap]:
 
 
 def padding(recipe: Recipe, seed: int) -> Iterator[Gap]:
-    """Width and content of the padding: NaN, inf and overflow there leave the gradient as it was."""
+    """Width and content of the padding: slices as narrow as their longest row; NaN, inf and overflow outside the mask."""
     policy, batch = case(recipe, seed)
     expected = whole(recipe, policy, batch)
+    narrowed = distance(packed(recipe, policy, batch, seed), expected)
+    yield Gap("the gradient in slices without common padding", narrowed, EXACT)
     for at, filler in enumerate(GARBAGE):
         extra = (seed + at) % 5
         found = whole(recipe, policy, widen(batch, extra, filler))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from covey.errors import ConfigError, ProofError
+from covey.errors import ConfigError
 from covey.proof.properties import EXEMPTABLE, PROPERTIES, Gap, Property
 from covey.recipes.recipe import Recipe
 from covey.stages.objective import couples
@@ -48,17 +48,6 @@ def prove(recipe: Recipe, seeds: Iterable[int] = range(SEEDS)) -> list[Verdict]:
     return list(_verdicts(recipe, numbers, exempt))
 
 
-def refuse(recipe: Recipe, verdicts: Sequence[Verdict]) -> None:
-    """Raise a ProofError for the first property that fails, naming the others."""
-    failed = [verdict for verdict in verdicts if verdict.outcome == "fails"]
-    if not failed:
-        return
-    first, more = failed[0], [verdict.property for verdict in failed[1:]]
-    also = f" (also fails: {', '.join(more)})" if more else ""
-    where, found = f"{recipe.name}: {first.property}", f"seed {first.seed}: {first.reason}{also}"
-    raise ProofError(where, found, PROPERTIES[first.property].hint)
-
-
 def _verdicts(recipe: Recipe, seeds: Sequence[int], exempt: dict[str, str]) -> Iterator[Verdict]:
     for name, prop in PROPERTIES.items():
         if name in exempt:
@@ -75,7 +64,7 @@ def _judge(name: str, prop: Property, recipe: Recipe, seeds: Sequence[int]) -> V
         for gap in _cases(prop, recipe, seed):
             worst, count = max(worst, math.inf if math.isnan(gap.size) else gap.size), count + 1
             if not gap.holds:
-                return Verdict(name, "fails", worst, count, seed, _describe(gap))
+                return Verdict(name, "fails", worst, count, seed, f"seed {seed}: {_describe(gap)}")
     return Verdict(name, "holds", worst, count)
 
 
