@@ -17,7 +17,22 @@ import typer
 from typer.core import TyperCommand
 
 from covey import __version__
-from covey.cli import chat, check, config, doctor, evaluate, explain, export, new, plan, recipes, sft, show, train
+from covey.cli import (
+    chat,
+    check,
+    config,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    new,
+    plan,
+    prove,
+    recipes,
+    sft,
+    show,
+    train,
+)
 from covey.errors import EXIT_CODES, CoveyError, StorageError
 
 _LINES = [f"{code:>5}  {meaning:<38}" for code, meaning in EXIT_CODES.items()]
@@ -112,6 +127,7 @@ _add("export", export.export, example="covey export runs/first-1 --out my-model 
 _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models/warm steps=500 lr=2e-3")
 _add("show", show.show, example="covey show runs/first-1 --json")
 _add("explain", explain.explain, example="covey explain no-signal")
+_add("prove", prove.prove, example="covey prove NAME my-recipe.yaml my_package.module:recipe --seeds 50")
 for _name, _group in (("recipes", recipes.group), ("config", config.group)):
     app.add_typer(_group, name=_name)
 
