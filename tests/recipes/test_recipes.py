@@ -281,6 +281,8 @@ def test_a_dump_with_a_hole_is_refused() -> None:
 BROKEN: dict[str, dict[str, Any]] = {
     "k1_as_loss": {"penalties.kl.estimator": "k1"},
     "sequence_ratio_token_mean": {"ratio": SequenceRatio(), "weighting": "token_mean"},
+    "geometric_mean_per_token": {"surrogate": "geometric_mean", "advantage": "gae", "critic": "separate"},
+    "geometric_mean_corrected_per_token": {"surrogate": "geometric_mean", "corrections": (TruncatedImportance(),)},
     "leave_one_out_with_std": {"advantage.baseline": "leave_one_out"},
     "dual_inside_clip": {"surrogate.dual": 1.1},
     "group_value_weighting": {"surrogate": Contrast(), "ratio": None},

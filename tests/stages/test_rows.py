@@ -156,6 +156,18 @@ def test_the_correction_is_a_capped_ratio(seed: int, cap: float) -> None:
             assert float(found[i, t]) == pytest.approx(expected, rel=1e-12)
 
 
+@given(seed=SEEDS, cap=st.floats(1, 5))
+def test_a_correction_of_rows_is_the_geometric_mean_of_capped_ratios(seed: int, cap: float) -> None:
+    batch = draw_batch(seed)
+    found = TruncatedImportance(cap=cap, unit="row")(batch)
+    for i in range(batch.size):
+        counted = batch.mask[i]
+        ratios = [min(math.exp(x), cap) for x in (batch.old_logp[i] - batch.sampled_logp[i])[counted].tolist()]
+        expected = math.prod(ratios) ** (1 / len(ratios)) if ratios else 0.0
+        assert found[i][counted].tolist() == pytest.approx([expected] * len(ratios), rel=1e-12)
+        assert (found[i][~counted] == 0).all()
+
+
 def test_a_cap_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         TruncatedImportance(cap=0.9)

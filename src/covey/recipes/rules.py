@@ -70,6 +70,10 @@ def _advantage_per_token(recipe: Recipe) -> bool:
     return "token" in getattr(recipe.advantage, "reads", ()) or getattr(recipe.mix, "per", "row") == "token"
 
 
+def _factors_per_token(recipe: Recipe) -> bool:
+    return any(getattr(part, "unit", "token") == "token" for part in recipe.corrections)
+
+
 def _dual_inside_clip(recipe: Recipe) -> bool:
     dual = getattr(recipe.surrogate, "dual", None)
     return dual is not None and dual <= 1 + getattr(recipe.surrogate, "high", 0.0)
@@ -138,6 +142,13 @@ RULES = (
         lambda recipe: getattr(recipe.surrogate, "kind", "") == "geometric_mean" and _advantage_per_token(recipe),
         "a geometric mean has one advantage for all tokens of a response (arXiv 2507.20673)",
         "Use an advantage per row, or surrogate clip.",
+    ),
+    Rule(
+        "geometric_mean_corrected_per_token",
+        "recipe.corrections",
+        lambda recipe: getattr(recipe.surrogate, "kind", "") == "geometric_mean" and _factors_per_token(recipe),
+        "factors per token would enter a geometric mean of ratios as an arithmetic one (arXiv 2507.20673)",
+        "Use truncated_importance with unit row.",
     ),
     Rule(
         "leave_one_out_with_std",
