@@ -156,7 +156,7 @@ class Forecast:
             self._sampling(question, rehearsal, "sample"),
             self._updating(question, rehearsal, shape, slices),
             self._stepping(sizes),
-            self._saving(sizes),
+            self._saving(question, sizes),
         ):
             alive = [*_standing(question, sizes, base, name), *terms]
             phases.append(Phase(name, tuple(term for term in alive if term.bytes)))
@@ -223,7 +223,10 @@ class Forecast:
         """Gradients and what a slice keeps for the backward pass."""
         config = question.config
         kept = config.budget.prompts_per_step * config.budget.samples_per_prompt
-        names, heat = outputs(config.recipe), config.budget.sampling.temperature
+        names = tuple(
+            name for name in outputs(config.recipe) if name != "value"
+        )  # a value head is one number per token
+        heat = config.budget.sampling.temperature
         recompute = config.engines.gradient_checkpointing
         key = (rehearsal.build, shape, names, heat, recompute, slices, _keeps_moments(config))
         mark, largest = self._once(
@@ -257,9 +260,10 @@ class Forecast:
         ]
         return "step", terms, None
 
-    def _saving(self, sizes: Sizes) -> Part:
-        """A checkpoint is written from a copy of the optimizer's moments."""
-        return "save", [Term("copy", 2 * sizes.trained, "the moments once more, to be written")], None
+    def _saving(self, question: Question, sizes: Sizes) -> Part:
+        """A checkpoint is written from a copy of the optimizers' moments."""
+        models = 1 + _has_own_critic(question.config)
+        return "save", [Term("copy", 2 * models * sizes.trained, "the moments once more, to be written")], None
 
 
 Found = TypeVar("Found")
@@ -273,8 +277,14 @@ def _standing(question: Question, sizes: Sizes, base: int, phase: str) -> Iterab
     yield Term("weights", sizes.weights, f"{sizes.parameters / 1e6:,.1f} million parameters, {config.model.dtype}")
     if phase != "load" and "ref_logp" in config.recipe.needs():
         yield from _reference(config, sizes)
-    if phase in ("evaluate", "step", "save") or (phase == "sample" and _keeps_moments(config)):
+    keeps = phase in ("evaluate", "step", "save") or (phase == "sample" and _keeps_moments(config))
+    if keeps:
         yield Term("moments", 2 * sizes.trained, "two numbers per trained parameter")
+    if phase != "load" and _has_own_critic(config):
+        moments = 2 * sizes.trained if keeps or phase == "update" else 0
+        yield Term(
+            "critic", sizes.weights + moments, "a second model with its optimizer; it learns before the policy does"
+        )
 
 
 def _reference(config: RunConfig, sizes: Sizes) -> Iterable[Term]:
@@ -286,6 +296,11 @@ def _reference(config: RunConfig, sizes: Sizes) -> Iterable[Term]:
         yield Term("reference", sizes.trained, "a second, frozen copy of the adapters")
     if moves and getattr(config.recipe.reference, "mix", 1.0) < 1 and config.model.dtype == "bfloat16":
         yield Term("exact", 2 * sizes.trained, "the reference in float32: small moves are lost in bfloat16")
+
+
+def _has_own_critic(config: RunConfig) -> bool:
+    """Whether there is a second model that is trained."""
+    return config.recipe.critic is not None and config.recipe.joint_critic is None
 
 
 def _keeps_moments(config: RunConfig) -> bool:
