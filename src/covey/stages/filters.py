@@ -31,16 +31,21 @@ class Overlong(Component):
     """
 
     mode: Literal["mask", "exclude"] = Field(default="mask", description="what truncated rows are taken out of")
+    denominator: Literal["all", "kept"] = Field(
+        default="all", description="whether truncated rows still count in denominators"
+    )
 
     def __call__(self, batch: Batch) -> Keep:
         """Keep rows that were not cut off."""
         whole = batch.stop != STOPS.index(Stop.LENGTH)
         yes = torch.ones_like(whole)
-        return Keep(loss=whole, statistics=whole if self.mode == "exclude" else yes, denominator=yes)
+        counted = whole if self.denominator == "kept" else yes
+        return Keep(loss=whole, statistics=whole if self.mode == "exclude" else yes, denominator=counted)
 
     def latex(self) -> str:
         """The rows that stay."""
         of = "loss and statistics" if self.mode == "exclude" else "loss"
+        of = f"{of} and denominators" if self.denominator == "kept" else of
         return rf"\mathrm{{stop}}_n\ne\mathrm{{length}}\quad\text{{(in the {of})}}"
 
 
@@ -180,10 +185,14 @@ class KBestByDifficulty(KBest):
         harder = sum(value >= quantile(means, share) for share in (0.25, 0.5, 0.75))
         return self.k_by_quartile[harder]
 
+    def latex(self) -> str:
+        """The rows that stay in the statistics, and how many these are."""
+        return rf"n\in\mathrm{{top}}_{{k_g}}({self.metric_latex()}),\quad k_g={self.size_latex()}"
+
     def size_latex(self) -> str:
         """k as a function of the quarter that the group's mean is in."""
         sizes = ",".join(str(k) for k in self.k_by_quartile)
-        return rf"k_g,\ k_g=({sizes})_{{\mathrm{{quartile}}(\mu_g)}}"
+        return rf"({sizes})_{{\mathrm{{quartile}}(\mu_g)}}"
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:
