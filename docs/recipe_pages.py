@@ -17,7 +17,7 @@ from covey.recipes.rules import RULES, RUN_RULES
 COLUMNS = {
     "groups and rows": ("admit", "filters"),
     "score": ("mix",),
-    "advantage": ("advantage", "shapers"),
+    "advantage": ("critic", "advantage", "shapers"),
     "weighting": ("weighting", "corrections"),
     "ratio": ("ratio",),
     "surrogate": ("surrogate", "objective"),

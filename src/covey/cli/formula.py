@@ -22,9 +22,9 @@ UPPER = dict(
 )
 LOWER = dict(zip("0123456789+−=()aehijklmnoprstuvxβγρφχ′", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓᵦᵧᵨᵩᵪ′", strict=True))
 ACCENTS = {"^": "\u0302", "~": "\u0303", "¯": "\u0304", "‾": "\u0304", "―": "\u0304", "˙": "\u0307", "→": "\u20d7"}
-GLYPHS = {"ϵ": "ε", "ϕ": "φ", "∗": "*", "∣": "|", "⋅": "·", "…": "...", "\u2061": "", "∥": "‖", "-": "−"}
+GLYPHS = {"ϵ": "ε", "ϕ": "φ", "∗": "*", "⋅": "·", "…": "...", "\u2061": "", "∥": "‖", "-": "−"}
 OPEN, CLOSE, BARS, BIG = "([{⌊⌈⟨", ")]}⌋⌉⟩", "|‖", "∑∏∫"
-SIGNS = "+−=<>≤≥≠≈∈∉∧∨∪∩←→↦·×∼∝≪≫⇒⇔∖⊂⊆/:"
+SIGNS = "+−=<>≤≥≠≈∈∉∧∨∪∩←→↦·×∼∝≪≫⇒⇔∖⊂⊆/:∣"
 WRAPS = ("math", "mrow", "mstyle", "mpadded", "mtd")
 SCRIPTS = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
 ENDS: tuple[Role, ...] = ("operand", "fraction", "close")
@@ -50,13 +50,13 @@ def _pieces(node: Any) -> Iterator[Piece]:
         if len(children) > 1 and all(_tag(n) == "mi" and n.get("mathvariant") == "normal" for n in children):
             yield "".join(_letter(n) for n in children), "function"  # \mathrm{word}
             return
-        for child in children:
-            if not (
-                _tag(child) == "mo" and child.get("fence") and _tag(children[-1]) == "mtable"
-            ):  # cases: braced below
+        for before, child, after in zip([None, *children], children, [*children[1:], None], strict=False):
+            if not any(other is not None and _brackets(other) for other in (before, after)):
                 yield from _pieces(child)
+    elif tag == "mfrac" and _brackets(node):
+        yield "C(" + ", ".join(_write(child) for child in node) + ")", "operand"
     elif tag == "mfrac":
-        yield from _fraction(*(_write(child) for child in node), bar=node.get("linethickness") != "0")
+        yield _fraction(*(_write(child) for child in node)), "fraction"
     elif tag in SCRIPTS:
         yield _scripted(tag, *node), _scripted_role(node)
     elif tag == "msqrt":
@@ -68,6 +68,11 @@ def _pieces(node: Any) -> Iterator[Piece]:
         yield ("   " if _width(node) >= 1 else " "), "space"
     elif text := _letter(node):
         yield text, _role(tag, text)
+
+
+def _brackets(node: Any) -> bool:
+    """Whether a node is written with brackets of its own in place of those beside it: a binomial coefficient, or cases."""
+    return _tag(node) == "mtable" or (_tag(node) == "mfrac" and node.get("linethickness") is not None)
 
 
 def _role(tag: str, text: str) -> Role:
@@ -89,7 +94,7 @@ def _lay_out(pieces: Sequence[Piece]) -> str:
         if role == "bar":
             role, inside = ("close", inside - 1) if inside and before in (*ENDS, "apart") else ("open", inside + 1)
         if role == "binary" and before not in (*ENDS, "apart"):
-            role = "sign" if text in "+−" else role
+            role = "sign" if text in "+−<>≤≥" else "operand"
         if role == "space" and not text.strip():
             out += text if len(text) > 1 else ""
             before = "apart" if before in ("operand", "close") else before
@@ -113,13 +118,11 @@ def _gap(before: str, role: str, text: str) -> str:
     return " "
 
 
-def _fraction(top: str, below: str, *, bar: bool) -> Iterator[Piece]:
-    if not bar:  # a binomial coefficient stands in brackets of its own
-        yield f"{top} over {below}", "operand"
-        return
-    top = f"({top})" if _shows(top, "+−" + SIGNS.replace("·", "")) else top
+def _fraction(top: str, below: str) -> str:
+    short = _is_atom(top) and _is_atom(below) and len(top) + len(below) < 9
+    top = f"({top})" if _shows(top, "/" + SIGNS.replace("·", "")) else top
     below = below if _is_atom(below) else f"({below})"
-    yield (f"{top}/{below}" if len(top) + len(below) < 5 else f"{top} / {below}"), "fraction"
+    return f"{top}/{below}" if short else f"{top} / {below}"
 
 
 def _case(value: str, *condition: str) -> str:
@@ -172,7 +175,8 @@ def _letter(node: Any) -> str:
 
 def _is_atom(text: str) -> bool:
     """One symbol, one number, one bracket, or one call of a function."""
-    called = re.match(r"[^\W\d_]?[([{⌊⌈⟨|‖√]|[^\W\d_]{2,}\W|[^(]*$", text)
+    text = re.sub(r"[_^]\{[^{}]*\}", "", text)
+    called = re.match(r"[([{⌊⌈⟨|‖√]|[^\W\d_]{2,}\W|[^(]*$", text)
     return called is not None and not _shows(text, " /," + SIGNS)
 
 

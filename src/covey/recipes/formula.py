@@ -31,6 +31,7 @@ SYMBOLS = {
     r"w[_^]": "w weight",
     r"u_\{n": "u correction",
     r"c\^": "c cost",
+    r"V[_^]": "V value that the critic expects",
     r"operatorname\{sg\}": "sg without gradient",
 }
 """Pattern in LaTeX -> what the symbol means, in the words of a terminal."""
@@ -103,6 +104,8 @@ def _lines(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "surrogate", f"g{INDEX}", "=", _say(recipe.surrogate)
     for part in recipe.penalties:
         yield "penalties", _cost(part), "=", _say(part) + _own_weight(recipe, part)
+    if recipe.critic is not None:
+        yield "critic", r"\mathcal{L}_V", "=", _say(recipe.critic)
     yield "loss", r"\mathcal{L}", "=", _loss(recipe)
 
 
@@ -118,7 +121,7 @@ def _loss(recipe: Recipe) -> str:
     for part in recipe.penalties:
         weight = f"w{INDEX}" if not _own_weight(recipe, part) else _cost(part).replace("c", "w", 1)
         terms.append(rf" + {getattr(part, 'coef', 1):g}\sum_{{n,t}} {weight}\,{_cost(part)}")
-    return "".join(terms)
+    return "".join([*terms, r" + \mathcal{L}_V" if recipe.joint_critic is not None else ""])
 
 
 def _cost(part: Component) -> str:
