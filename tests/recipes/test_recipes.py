@@ -32,7 +32,9 @@ from covey.stages.weighting import Constant, RolloutMean, RolloutSum, TokenMean
 from tests.recipes import golden
 from tests.stages.contract import all_recipes, component_recipes
 
-OURS = ["dapo", "dr_grpo", "grpo", "reinforce"]
+OURS = [
+    *("cispo", "dapo", "dppo", "dr_grpo", "gmpo", "grpo", "gspo", "gspo_token", "reinforce", "sapo"),
+]
 NAMES = recipes.names()
 GRPO = recipes.get("grpo")
 
@@ -57,10 +59,10 @@ def test_the_list_is_complete_and_sorted() -> None:
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"recipe: there is no recipe 'gpro'. Did you mean 'grpo'\?"):
-        recipes.get("gpro")
+    with pytest.raises(ConfigError, match=r"recipe: there is no recipe 'grop'. Did you mean 'grpo'\?"):
+        recipes.get("grop")
     with pytest.raises(ConfigError, match="there is no recipe"):
-        recipes.describe("gpro")
+        recipes.describe("grop")
 
 
 @pytest.mark.parametrize("name", NAMES)
