@@ -32,9 +32,7 @@ from covey.stages.weighting import Constant, RolloutMean, RolloutSum, TokenMean
 from tests.recipes import golden
 from tests.stages.contract import all_recipes, component_recipes
 
-OURS = [
-    *("cispo", "dapo", "dppo", "dr_grpo", "gmpo", "grpo", "gspo", "gspo_token", "reinforce", "sapo"),
-]
+OURS = ["cispo", "dapo", "dppo", "dr_grpo", "gmpo", "grpo", "gspo", "gspo_token", "reinforce", "sapo"]
 NAMES = recipes.names()
 GRPO = recipes.get("grpo")
 
