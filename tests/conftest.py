@@ -7,8 +7,9 @@ import os
 import hypothesis
 from jaxtyping import install_import_hook
 
-# Shapes are promises in covey.stages; they are checked here and cost nothing in a run.
-with install_import_hook("covey.stages", "beartype.beartype"):
+# Shapes are promises in covey.stages and covey.functional; they are checked here and cost nothing in a run.
+with install_import_hook(["covey.stages", "covey.functional"], "beartype.beartype"):
+    import covey.functional
     import covey.stages.credit
     import covey.stages.objective
 

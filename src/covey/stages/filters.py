@@ -214,7 +214,7 @@ def by_rollout(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     score = whole_score(batch)
     member = batch.keep.statistics & ~score.isnan()
     ids, index = torch.unique(batch.rollout[member], return_inverse=True)
-    length = sum_by(batch.mask[member].sum(1), index, ids.numel())
+    length = sum_by(batch.mask[member].sum(1).double(), index, ids.numel())
     every = torch.ones_like(index, dtype=torch.bool)
     return ids, length, moments_by(score[member], every, index, ids.numel(), 0)[0]
 
