@@ -61,7 +61,7 @@ class RowScore(Mix):
         """The sum as LaTeX."""
         own = "".join(rf"{number(w)}\,r^{{\mathrm{{{tex(name)}}}}}_n+" for name, w in self.weights.items())
         rest = r"\sum_k w_k\,r^k_n" if not self.weights else r"\sum_{k\,\mathrm{other}} w_k\,r^k_n"
-        return own + rest + "".join(f"+{term.latex()}" for term in self.shaping)
+        return own + rest + "".join(f"+{term.latex()}".replace("+-", "-") for term in self.shaping)
 
     def measure(self, batch: Credited) -> Metrics:
         """The mean of each shaping term over rows."""
@@ -268,7 +268,7 @@ class KlSum(Shaping):
 
     def latex(self) -> str:
         """The sum over the response."""
-        return rf"\Big(-{number(self.coef)}\sum_t(\ell^{{old}}_{{n,t}}-\ell^{{ref}}_{{n,t}})\Big)"
+        return rf"-{number(self.coef)}\sum_t(\ell^{{old}}_{{n,t}}-\ell^{{ref}}_{{n,t}})"
 
     def exemptions(self) -> Mapping[str, str]:
         """The divergence is part of the score."""
