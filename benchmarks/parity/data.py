@@ -61,7 +61,7 @@ class Case:
             reward_names=COMPONENTS[: self.reward.shape[1]],
             reward_weights=(1.0,) * self.reward.shape[1],
             keep=Keep.all(n),
-            columns={"ref_logp": self.ref_logp, "value": self.value},
+            columns={"ref_logp": self.ref_logp, "value": self.value, "noise": torch.zeros(self.mask.shape).double()},
         )
 
     def plain(self) -> dict[str, Any]:

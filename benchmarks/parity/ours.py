@@ -23,7 +23,7 @@ class Found:
     """What a peer's function gave: a loss with its gradient by logp, or advantages [N T]; and whose preset must equal it.
 
     `call` names the peer's function, `mode` its aggregation; `preset` and `changes` make our recipe: `get(preset).but(...)`;
-    `where` names the batch.
+    `where` names the batch, `limit` the difference that must not be exceeded (more only where the peer works in float32).
     """
 
     kind: Literal["loss", "advantage"]
@@ -34,6 +34,7 @@ class Found:
     loss: float = 0.0
     changes: dict[str, Any] = field(default_factory=dict)
     where: str = "ragged"
+    limit: float = 1e-9
     note: str = ""
 
     @property
@@ -49,6 +50,11 @@ class Found:
             return float(gap.abs().max())
         loss, gradient = loss_and_gradient(self.recipe, case)
         return max(abs(loss - self.loss), float((gradient - self.tensor).abs().max()))
+
+
+def words(options: Mapping[str, Any]) -> str:
+    """Options as `name=value`, for the page."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def loss_and_gradient(recipe: Recipe, case: Case, per_token: Tensor | None = None) -> tuple[float, Tensor]:

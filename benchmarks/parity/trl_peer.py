@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from benchmarks.parity.data import COMPONENTS, Case
-from benchmarks.parity.ours import Found
+from benchmarks.parity.ours import Found, words
 
 CONFIGS = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig, GMPOTrainer: GMPOConfig}
 
@@ -114,7 +114,7 @@ END = 9
 
 
 def loss(kind: type, case: Case, *, accumulation: int = 1, per_generation: int = 1, items: int | None = None,
-         given: Tensor | None = None, **options: Any) -> tuple[float, Tensor]:  # fmt: skip
+         weights: Tensor | None = None, **options: Any) -> tuple[float, Tensor]:  # fmt: skip
     """The trainer's loss and its gradient by logp."""
     logp, mask = case.logp.clone().requires_grad_(), case.mask.long()
     light = trainer(kind, case, accumulation=accumulation, per_generation=per_generation, logps=[logp], **options)
@@ -123,7 +123,8 @@ def loss(kind: type, case: Case, *, accumulation: int = 1, per_generation: int =
         "prompt_mask": torch.ones(case.size, 2, dtype=torch.long),
         "completion_ids": mask,
         "completion_mask": mask,
-        "advantages": case.advantage if given is None else given,
+        "advantages": case.advantage,
+        "importance_sampling_ratio": weights,
         "old_per_token_logps": case.old_logp,
         "old_logps": (case.old_logp * mask).sum(1),
         "ref_per_token_logps": case.ref_logp,
@@ -162,8 +163,8 @@ def losses(case: Case) -> Iterator[Found]:
         call: str, mode: str, preset: str, changes: dict[str, Any], kind: type = GRPOTrainer, **options: Any
     ) -> Found:
         value, gradient = loss(kind, case, **options)
-        note = ", ".join(f"{k}={v}" for k, v in options.items() if k not in ("loss_type", "importance_sampling_level"))
-        return Found("loss", call, mode, preset, gradient, value, changes, note=note)
+        rest = {k: v for k, v in options.items() if k not in ("loss_type", "importance_sampling_level")}
+        return Found("loss", call, mode, preset, gradient, value, changes, note=words(rest))
 
     for name, (preset, changes) in LOSS_TYPES.items():
         yield found("GRPOTrainer", name, preset, changes, loss_type=name)
@@ -174,6 +175,8 @@ def losses(case: Case) -> Iterator[Found]:
     yield found("GRPOTrainer", "dapo", "grpo@trl", bounds, epsilon=0.1, epsilon_high=0.28)
     yield found("GRPOTrainer", "dapo", "grpo@trl", {"surrogate.dual": 1.5}, delta=1.5)
     yield found("GRPOTrainer", "cispo", "cispo@trl", {"surrogate.high": 5.0}, loss_type="cispo", epsilon_high=5.0)
+    soft = {"ratio": "sequence_sum", "surrogate": "gamma_weight"}
+    yield found("GRPOTrainer", "vespo", "grpo@trl", soft, loss_type="vespo")
     for corrected, estimator in ((True, "k3_importance"), (False, "k3")):
         for name, weighting in (("dapo", "token_mean"), ("grpo", "rollout_mean"), ("dr_grpo", "constant")):
             penalty = {"kind": "kl", "coef": 0.04, "estimator": estimator, "weighting": weighting}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
-from verl.workers.config import ActorConfig
+from verl.workers.config import ActorConfig, PolicyLossConfig
 
-from benchmarks.parity.data import Case
-from benchmarks.parity.ours import Found
+from benchmarks.parity.data import COMPONENTS, Case
+from benchmarks.parity.ours import Found, words
 
 MODES: dict[str, Any] = {
     "token-mean": "token_mean",
@@ -84,9 +84,32 @@ def losses(case: Case) -> Iterator[Found]:
             config = actor(global_batch_info=batch_info(case), **options)
             value, gradient = loss(name, case, mode, config=config)
             made = {**changes, "weighting": MODES[mode]} if heeds else changes
-            note = ", ".join(f"{key}={value}" for key, value in options.items())
-            yield Found("loss", name, mode, preset, gradient, value, made, note=note)
+            yield Found("loss", name, mode, preset, gradient, value, made, note=words(options))
+    yield from covariances(case)
     yield from penalties(case)
+
+
+def covariances(case: Case) -> Iterator[Found]:
+    """The two that pick tokens by covariance; verl draws at random, so all candidates are taken here."""
+    for name, (options, changes) in COVARIANCES.items():
+        for mode, weighting in MODES.items():
+            config = actor(global_batch_info=batch_info(case), policy_loss=PolicyLossConfig(**options))
+            value, gradient = loss(name, case, mode, config=config)
+            made = {**changes, "weighting": weighting}
+            yield Found("loss", name, mode, f"{name}@verl", gradient, value, made, note=words(options))
+
+
+COVARIANCES: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+    "clip_cov": (
+        {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 0.6},
+        {"surrogate.share": 1.0, "surrogate.floor": 0.1, "surrogate.ceiling": 0.6},
+    ),
+    "kl_cov": (
+        {"kl_cov_ratio": 0.1, "ppo_kl_coef": 0.5},
+        {"surrogate.share": 0.1, "surrogate.coef": 0.5},
+    ),
+}
+"""Loss mode -> verl's options, our changes."""
 
 
 KLS = {"k2": "k2", "k3": "k3", "k3+": "k3_straight_through"}
@@ -101,11 +124,15 @@ def penalties(case: Case) -> Iterator[Found]:
             mask, info = case.mask.double(), batch_info(case)
             cost = core_algos.agg_loss(core_algos.kl_penalty(logp, case.ref_logp, name), mask, mode, **info)
             policy, gradient = loss("vanilla", case, mode, config=actor(global_batch_info=info))
-            (more,) = torch.autograd.grad(0.001 * cost, logp)
-            total = policy + 0.001 * float(cost.detach())
-            penalty = {"kind": "kl", "coef": 0.001, "estimator": estimator, "weighting": weighting}
+            (more,) = torch.autograd.grad(0.1 * cost, logp)
+            total = policy + 0.1 * float(cost.detach())
+            penalty = {"kind": "kl", "coef": 0.1, "estimator": estimator, "weighting": weighting}
             changes = {"weighting": weighting, "penalties": [penalty]}
             yield Found("loss", f"vanilla + kl_penalty {name}", mode, "grpo@verl", gradient + more, total, changes)
+
+
+ROUGH = 2e-6
+"""verl takes `grpo_vectorized` and the components of `gdpo` in float32, whatever it is given."""
 
 
 def token_rewards(case: Case, reward: Tensor | None = None) -> Tensor:
@@ -134,6 +161,22 @@ def kl_rewards(case: Case, coef: float) -> Tensor:
     return token_rewards(case) - coef * cost
 
 
+def components(case: Case) -> dict[str, Any]:
+    """What verl's `gdpo` reads: the reward's components by name, and where a response ends."""
+    last = case.mask.shape[1] - case.mask.flip(1).long().argmax(1)
+    whole = torch.arange(case.mask.shape[1])[None] < last[:, None]
+    return {
+        "config": AlgoConfig(gdpo_reward_keys=list(COMPONENTS[: case.reward.shape[1]])),
+        "non_tensor_batch": {
+            name: case.reward[:, k].numpy() for k, name in enumerate(COMPONENTS[: case.reward.shape[1]])
+        },
+        "batch": {
+            "prompts": torch.ones(case.size, 1),
+            "attention_mask": torch.cat([torch.ones(case.size, 1), whole], 1).long(),
+        },
+    }
+
+
 def advantages(case: Case) -> Iterator[Found]:
     """Every shared estimator."""
 
@@ -145,7 +188,7 @@ def advantages(case: Case) -> Iterator[Found]:
     plain = {"advantage": {"kind": "group_norm", "scale": "none"}}
     without = estimate("grpo", case, norm_adv_by_std_in_grpo=False)
     yield found("grpo", "grpo@verl", without, "norm_adv_by_std_in_grpo=False: the Dr.GRPO form", changes=plain)
-    yield found("grpo_vectorized", "grpo@verl", estimate("grpo_vectorized", case))
+    yield found("grpo_vectorized", "grpo@verl", estimate("grpo_vectorized", case), "float32 inside", limit=ROUGH)
     yield found("rloo", "rloo@verl", estimate("rloo", case))
     yield found("rloo_vectorized", "rloo@verl", estimate("rloo_vectorized", case))
     yield found("reinforce_plus_plus", "reinforce_plus_plus@verl", estimate("reinforce_plus_plus", case, config=config))
@@ -155,9 +198,11 @@ def advantages(case: Case) -> Iterator[Found]:
         "reinforce_plus_plus@verl",
         with_kl,
         "use_kl_in_reward, kl_coef=0.1",
-        changes={"mix.coef": 0.1},
+        changes={"mix": {"kind": "token_kl", "coef": 0.1}},
     )
     base = estimate("reinforce_plus_plus_baseline", case, config=config)
+    decoupled = estimate("gdpo", case, **components(case))
+    yield found("gdpo", "gdpo@verl", decoupled, "float32 inside", limit=ROUGH)
     yield found("reinforce_plus_plus_baseline", "reinforce_plus_plus_baseline@verl", base)
     yield found("gae", "ppo@verl", estimate("gae", case, gamma=1.0, lam=1.0), "gamma=1, lam=1")
     changes = {"advantage.lam": 0.9, "advantage.gamma": 0.97}

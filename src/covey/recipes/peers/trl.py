@@ -9,12 +9,16 @@ from __future__ import annotations
 from covey.recipes.cispo import cispo
 from covey.recipes.dapo import dapo
 from covey.recipes.dr_grpo import dr_grpo
+from covey.recipes.gdpo import gdpo
 from covey.recipes.gmpo import gmpo
 from covey.recipes.grpo import grpo
 from covey.recipes.gspo import gspo
+from covey.recipes.rloo import rloo
 from covey.recipes.sapo import sapo
+from covey.stages.ratios import SequenceSumRatio
+from covey.stages.shapers import Whiten
 from covey.stages.surrogates import Clip
-from covey.stages.weighting import TokenMean
+from covey.stages.weighting import RolloutMean, TokenMean
 
 EPS = 1e-4
 """TRL adds it to every standard deviation."""
@@ -50,7 +54,7 @@ Watch: length of right and wrong answers; TRL divides by the rows of the micro-b
 """
 
 dapo_trl = dapo.but(
-    **{"advantage.eps": EPS},
+    **{"advantage.eps": EPS, "filters.overlong.denominator": "kept"},
     name="dapo@trl",
     admit=(),
 )
@@ -124,6 +128,40 @@ Avoid: micro-batches of different sizes: TRL takes the mean over the responses o
 Watch: gate/mean, ratio/max.
 """
 
+gdpo_trl = gdpo.but(
+    **{"advantage.eps": EPS},
+    name="gdpo@trl",
+    shapers=(Whiten(unit="rollout", ddof=1, eps=EPS, inside=False),),
+    weighting=TokenMean(),
+)
+GDPO = """GDPO as TRL 1.16 runs it for multi_objective_aggregation="normalize_then_sum" and else its defaults (arXiv
+2601.05242): the paper's advantage under a token mean.
+
+A_k = (r_k - mean_group) / (std_group + 1e-4);  A = sum of w_k A_k, less its batch mean, over (its batch std + 1e-4);
+loss = sum over tokens of -min(rho A, clip(rho, 1 -+ 0.2) A) / tokens of the step.
+
+Use: as gdpo.
+Avoid: one reward: TRL scales it over the batch all the same, which makes batches with many equal groups loud.
+Watch: group/equal_* of each reward, shaper/whiten.
+"""
+
+rloo_trl = rloo.but(
+    name="rloo@trl",
+    ratio=SequenceSumRatio(anchor="old"),
+    surrogate=Clip(low=0.2, high=0.2),
+    weighting=RolloutMean(),
+)
+RLOO = """RLOO as TRL 1.16's RLOOTrainer runs it (arXiv 2402.14740): the paper's advantage, but a clipped ratio of whole
+responses in place of the policy gradient.
+
+R' = R - 0.05 sum over tokens of (log pi_old - log pi_ref);  A = R' - mean of the others' R';
+S = product over the response of rho;  loss = mean over responses of -min(S A, clip(S, 1 -+ 0.2) A).
+
+Use: to go on with a run of TRL; with one optimizer step per batch its gradient is rloo's.
+Avoid: many optimizer steps on long responses: S is a product over tokens and leaves the band after a small step.
+Watch: clip/low, clip/high (here whole responses), ratio/clamped.
+"""
+
 presets = (
     (grpo_trl, GRPO),
     (dr_grpo_trl, DR_GRPO),
@@ -132,4 +170,6 @@ presets = (
     (gmpo_trl, GMPO),
     (cispo_trl, CISPO),
     (sapo_trl, SAPO),
+    (gdpo_trl, GDPO),
+    (rloo_trl, RLOO),
 )
