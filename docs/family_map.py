@@ -1,24 +1,25 @@
-"""Draws the map of the family, docs/img/family.svg: what each arrow takes away (above its line) and what it adds (below)."""
+"""Draws the map of the family, docs/img/family.svg: what each arrow takes away (above its line) and what it adds (below).
+
+`make docs` writes it.
+"""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 COLUMNS = {1: (10, 112), 2: (300, 146), 3: (622, 150), 4: (944, 150)}
 """Column -> left edge and width of its boxes."""
 STEP, TOP, HEIGHT = 58, 34, 38
 
 NODES = {
-    "reinforce": (1, 2.0, "advantage"),
+    "reinforce": (1, 1.0, "advantage"),
     "ppo": (1, 7.0, "advantage"),
-    "rloo": (2, 2.0, "advantage"),
+    "rloo": (2, 1.0, "advantage"),
     "reinforce_plus_plus": (2, 0.0, "advantage"),
     "grpo": (2, 6.0, "hub"),
     "reinforce_plus_plus_baseline": (3, 0.0, "advantage"),
-    "lite_ppo": (3, 1.0, "advantage"),
-    "gfpo": (3, 2.0, "advantage"),
-    "gdpo": (3, 3.0, "advantage"),
-    "maxrl": (3, 4.0, "advantage"),
+    "lite_ppo": (3, 2.0, "advantage"),
+    "gfpo": (3, 3.0, "advantage"),
+    "gdpo": (3, 4.0, "advantage"),
+    "maxrl": (3, 1.0, "advantage"),
     "pass_k_training": (3, 5.0, "advantage"),
     "dr_grpo": (3, 6.0, "weighting"),
     "dapo": (3, 7.0, "weighting"),
@@ -27,7 +28,7 @@ NODES = {
     "sapo": (3, 10.0, "ratio"),
     "gvpo": (3, 11.0, "group"),
     "disco": (3, 12.0, "group"),
-    "gfpo_efficiency gfpo_adaptive": (4, 2.0, "advantage"),
+    "gfpo_efficiency gfpo_adaptive": (4, 3.0, "advantage"),
     "dppo": (4, 5.4, "ratio"),
     "clip_cov kl_cov": (4, 6.4, "ratio"),
     "cispo": (4, 7.4, "ratio"),
@@ -45,7 +46,7 @@ EDGES = (
     ("grpo", "lite_ppo", "std of the group, KL", "std of the batch"),
     ("grpo", "gfpo", "long answers", "only k of G count"),
     ("grpo", "gdpo", "one sum of rewards", "each normalised alone"),
-    ("grpo", "maxrl", "std of the group", "division by the mean"),
+    ("rloo", "maxrl", "mean of the others", "division by the mean"),
     ("grpo", "pass_k_training", "each answer alone", "a set wins by one"),
     ("grpo", "dr_grpo", "std, 1/length, KL", "constant divisor"),
     ("grpo", "dapo", "equal groups, KL", "1/tokens, wider clip"),
@@ -148,7 +149,3 @@ def legend(height: int) -> list[str]:
         ]
         x += 46 + int(len(text) * 6.1)
     return out
-
-
-if __name__ == "__main__":
-    (Path(__file__).parent / "img" / "family.svg").write_text(draw(), encoding="utf-8")

@@ -160,7 +160,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def main() -> None:
-    """Write all generated pages."""
+    """Write all generated pages and the map of the family."""
+    import family_map
+
+    (HERE / "img" / "family.svg").write_text(family_map.draw(), encoding="utf-8")
     for name, text in pages().items():
         path = HERE / name
         path.parent.mkdir(parents=True, exist_ok=True)

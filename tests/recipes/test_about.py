@@ -253,7 +253,7 @@ def test_a_penalty_with_another_weight_names_its_own() -> None:
         (r"\frac{1}{\exp(x)}+\frac{1}{|g|}+\frac{a}{(b+c)}", "1/exp(x) + 1/|g| + a/(b + c)"),
         (r"\sum_{t'}x_{n,t'}-f'", "∑ₜ′ xₙₜ′ − f′"),
         (r"0.5\,(1-\gamma\lambda)^l", "0.5 (1 − γ λ)ˡ"),
-        (r"\frac{\binom{W-1}{3}}{\binom{G}{4}}+1", "C(W − 1, 3)/C(G, 4) + 1"),
+        (r"\frac{\binom{W-1}{3}}{\binom{G}{4}}+1", "C(W − 1, 3) / C(G, 4) + 1"),
         (r"H(\pi_\theta(\cdot\mid n,<t))", "H(π_θ(· ∣ n, <t))"),
         (r"\frac{R_n-\mu_{g(n)}}{\mu_{g(n)}}", "(Rₙ − μ_{g(n)}) / μ_{g(n)}"),
         (r"\delta_{n,t+1}", "δₙₜ₊₁"),

@@ -176,7 +176,7 @@ def _letter(node: Any) -> str:
 def _is_atom(text: str) -> bool:
     """One symbol, one number, one bracket, or one call of a function."""
     text = re.sub(r"[_^]\{[^{}]*\}", "", text)
-    called = re.match(r"[([{⌊⌈⟨|‖√]|[^\W\d_]{2,}\W|[^(]*$", text)
+    called = re.match(r"C?[([{⌊⌈⟨|‖√]|[^\W\d_]{2,}\W|[^(]*$", text)
     return called is not None and not _shows(text, " /," + SIGNS)
 
 
