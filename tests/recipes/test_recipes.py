@@ -301,6 +301,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 GOOD = Shape(samples_per_prompt=8, optimizer_steps=1, truncated_sampling=False)
 CASES: dict[str, tuple[Recipe, Shape]] = {
     "group_of_one": (GRPO, Shape(1, 1, False)),
+    "set_of_the_whole_group": (recipes.get("pass_k_training"), Shape(4, 1, False)),
     "stale_policy_gradient": (recipes.get("reinforce"), Shape(8, 2, False)),
     "truncated_importance": (GRPO.but(corrections="truncated_importance"), Shape(8, 1, True)),
 }

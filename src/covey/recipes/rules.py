@@ -185,13 +185,25 @@ RULES = (
     ),
 )
 
+GROUPED = ("group_norm", "component_norm", "two_classes")
+"""Advantages that compare a rollout with its group."""
+
 RUN_RULES = (
     RunRule(
         "group_of_one",
         "budget.samples_per_prompt",
-        lambda recipe, shape: shape.samples_per_prompt < 2 and recipe.advantage.kind in ("group_norm", "two_classes"),
+        lambda recipe, shape: shape.samples_per_prompt < 2 and recipe.advantage.kind in GROUPED,
         "a group of one is its own baseline: every advantage is 0",
         "Use 2 or more.",
+    ),
+    RunRule(
+        "set_of_the_whole_group",
+        "recipe.advantage.k",
+        lambda recipe, shape: (
+            recipe.advantage.kind == "pass_at_k" and getattr(recipe.advantage, "k", 1) >= shape.samples_per_prompt
+        ),
+        "sets as large as the group have one outcome for all of it: every advantage is 0 (arXiv 2508.10751)",
+        "Use a smaller k, or more samples_per_prompt.",
     ),
     RunRule(
         "stale_policy_gradient",
