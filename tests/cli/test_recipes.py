@@ -50,15 +50,18 @@ def test_methods_are_listed_before_presets(covey_: Callable[..., Result]) -> Non
     assert names == sorted(names, key=lambda name: ("@" in name, name))
 
 
-def test_a_narrow_terminal_gets_two_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_gets_two_tables_of_methods_and_of_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     from covey.cli import recipe_text
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
-    lines = recipe_text.list_lines([recipes.get(name) for name in ("grpo", "dapo", "reinforce", "dr_grpo")])
-    assert max(map(len, lines[:-1])) <= 100
-    assert sum(line.startswith("recipe ") for line in lines) == 2
+    names = ("grpo", "dapo", "reinforce", "dr_grpo", "gfpo", "reinforce_plus_plus_baseline", "grpo@trl")
+    lines = recipe_text.list_lines([recipes.get(name) for name in names])
+    assert max(map(len, lines)) <= 110
+    heads = [line.split()[1] for line in lines if line.startswith("recipe ")]
+    assert heads == ["admit", "weighting", "mix", "weighting"]
     assert sum(line.startswith("dapo ") for line in lines) == 2
+    assert sum(line.startswith("grpo@trl ") for line in lines) == 2
 
 
 def test_the_list_as_json(covey_: Callable[..., Result]) -> None:

@@ -256,6 +256,8 @@ def test_a_penalty_with_another_weight_names_its_own() -> None:
         (r"\frac{\binom{W-1}{3}}{\binom{G}{4}}+1", "C(W − 1, 3) / C(G, 4) + 1"),
         (r"H(\pi_\theta(\cdot\mid n,<t))", "H(π_θ(· ∣ n, <t))"),
         (r"\frac{R_n-\mu_{g(n)}}{\mu_{g(n)}}", "(Rₙ − μ_{g(n)}) / μ_{g(n)}"),
+        (r"= \frac{1}{T}", "= 1/T"),
+        (r"\leftarrow -\frac{A-B}{C}", "← −(A − B) / C"),
         (r"\delta_{n,t+1}", "δₙₜ₊₁"),
         (r"\hat\rho_n\bar R_g", "ρ̂ₙ R̄_g"),
         (r"a_{12,t}", "a_{12,t}"),

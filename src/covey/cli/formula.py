@@ -94,7 +94,7 @@ def _lay_out(pieces: Sequence[Piece]) -> str:
         if role == "bar":
             role, inside = ("close", inside - 1) if inside and before in (*ENDS, "apart") else ("open", inside + 1)
         if role == "binary" and before not in (*ENDS, "apart"):
-            role = "sign" if text in "+−<>≤≥" else "operand"
+            role = "sign" if text in "+−<>≤≥" else "operand" if text in "·∣" else role
         if role == "space" and not text.strip():
             out += text if len(text) > 1 else ""
             before = "apart" if before in ("operand", "close") else before

@@ -98,31 +98,34 @@ def code_parts(recipe: Recipe) -> Iterator[Any]:
 
 
 def list_lines(found: Sequence[Recipe]) -> list[str]:
-    """A table of recipes by stage: methods, then presets; in two tables, one below the other, where the terminal is narrow."""
-    ranked = sorted(found, key=lambda recipe: ("@" in recipe.name, recipe.name))
+    """A table of recipes by stage, methods before presets; where the terminal is narrow, each in two tables."""
+    methods = [recipe for recipe in found if "@" not in recipe.name]
+    presets = [recipe for recipe in found if "@" in recipe.name]
+    lines = _columns([*methods, *presets], list(STAGES))
+    if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size().columns:
+        at = list(STAGES).index("weighting")
+        halves = list(STAGES)[:at], list(STAGES)[at:]
+        lines = [
+            line for part in (methods, presets) if part for half in halves for line in (*_columns(part, half), "")
+        ][:-1]
+    more = "covey recipes explain NAME says what it is, covey recipes diff NAME NAME what differs."
+    return [*lines, "", f"* the default.  {more}"]
+
+
+def _columns(found: Sequence[Recipe], fields: Sequence[str]) -> list[str]:
+    """A table of recipes by those of the fields that some of them use."""
     rows = [
-        {field: "+".join(part.kind for part in recipe.parts(field)) or "-" for field in STAGES} for recipe in ranked
+        [f"{recipe.name}*" if recipe.name == recipes.DEFAULT else recipe.name]
+        + ["+".join(part.kind for part in recipe.parts(field)) or "-" for field in fields]
+        for recipe in found
     ]
-    used = [field for field in STAGES if any(row[field] != "-" for row in rows)]
-    names = [f"{recipe.name}*" if recipe.name == recipes.DEFAULT else recipe.name for recipe in ranked]
-    whole = _columns(names, rows, used)
-    if sys.stdout.isatty() and len(whole[0]) > shutil.get_terminal_size().columns:
-        split = used.index("weighting")
-        whole = [*_columns(names, rows, used[:split]), "", *_columns(names, rows, used[split:])]
+    columns = list(zip(["recipe", *fields], *rows, strict=True))
+    used = [column for column in columns if any(cell != "-" for cell in column[1:])]
+    widths = [max(map(len, column)) for column in used]
     return [
-        *whole,
-        "",
-        "* the default.  covey recipes explain NAME says what it is, covey recipes diff NAME NAME what differs.",
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*used, strict=True)
     ]
-
-
-def _columns(names: Sequence[str], rows: Sequence[Mapping[str, str]], used: Sequence[str]) -> list[str]:
-    table = [
-        ["recipe", *used],
-        *([name, *(row[field] for field in used)] for name, row in zip(names, rows, strict=True)),
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
 def _formula(lines: Sequence[Line]) -> list[Any]:
