@@ -98,8 +98,8 @@ Watch: shaper/kl_to_go, clip/high, length/mean.
             mix=TokenKl(coef=0.01, estimator="k1"),
             shapers=(TOKENS,),
         ),
-        """REINFORCE++ by OpenRLHF 0.11.2's estimator reinforce and else its defaults (arXiv 2501.03262), the authors' own
-code: ten times our KL, and the variance of the population.
+        """REINFORCE++ by OpenRLHF 0.11.2's estimator reinforce and else its defaults (arXiv 2501.03262, the authors' own
+code): ten times our KL, and the variance of the population.
 
 r_t = [t is the last] R - 0.01 (log pi_old - log pi_ref);  A = (sum of r from t on - mean_tokens) / std_tokens;
 loss = sum over tokens of -min(rho A, clip(rho, 1 -+ 0.2) A) / tokens of the step.
