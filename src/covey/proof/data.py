@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,24 +18,34 @@ VOCABULARY = 5
 GARBAGE = (math.nan, math.inf, -math.inf, 200.0, -200.0)
 
 
-def draw_batch(
-    seed: int,
-    *,
-    groups: int = 3,
-    most: int = 4,
-    width: int = 5,
-    components: int = 2,
-    graded: bool = False,
-    unscored: float = 0.0,
-    columns: Sequence[str] = ("ref_logp",),
-) -> Batch:
-    """Rows in random order, group and rollout ids with gaps, holes in the mask, empty rows, rollouts of two rows."""
-    draw = random.Random(seed)
-    ids = draw.sample(range(1000), groups)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a random batch is like: groups of one to `most` rollouts, rows of up to `width` positions, reward components.
+
+    Rewards are 0 or 1, or `graded`; each is `unscored` (NaN) with that probability.
+    """
+
+    groups: int = 3
+    most: int = 4
+    width: int = 5
+    components: int = 2
+    graded: bool = False
+    unscored: float = 0.0
+    columns: Sequence[str] = ("ref_logp",)
+
+
+def draw_batch(seed: int, **options: Any) -> Batch:
+    """Rows in random order, group and rollout ids with gaps, holes in the mask, empty rows, rollouts of two rows.
+
+    The options are those of `Shape`.
+    """
+    draw, shape = random.Random(seed), Shape(**options)
+    width, components = shape.width, shape.components
+    ids = draw.sample(range(1000), shape.groups)
     rows: list[tuple[int, int]] = []
-    names = iter(draw.sample(range(10_000), groups * most * 2))
+    names = iter(draw.sample(range(10_000), shape.groups * shape.most * 2))
     for group in ids:
-        for _ in range(draw.randint(1, most)):
+        for _ in range(draw.randint(1, shape.most)):
             rollout = next(names)
             rows += [(group, rollout)] * (2 if draw.random() < 0.2 else 1)
     draw.shuffle(rows)
@@ -43,10 +54,10 @@ def draw_batch(
     mask = [[t < length and draw.random() < 0.85 for t in range(width)] for length in lengths]
 
     def value() -> float:
-        return draw.gauss(0, 1) if graded else float(draw.randint(0, 1))
+        return draw.gauss(0, 1) if shape.graded else float(draw.randint(0, 1))
 
     worth = {rollout: [value() for _ in range(components)] for _, rollout in rows}
-    worth = {r: [math.nan if draw.random() < unscored else v for v in values] for r, values in worth.items()}
+    worth = {r: [math.nan if draw.random() < shape.unscored else v for v in values] for r, values in worth.items()}
     chosen = torch.tensor(mask, dtype=torch.bool).reshape(n, width)
 
     def logps() -> Tensor:
@@ -71,7 +82,7 @@ def draw_batch(
         reward_names=tuple(f"part{k}" for k in range(components)),
         reward_weights=tuple(1.0 + k for k in range(components)),
         keep=Keep.all(n),
-        columns={name: logps() for name in columns},
+        columns={name: logps() for name in shape.columns},
     )
 
 

@@ -122,8 +122,9 @@ def in_two_passes(
     gradient = policy.gradient(loss.detach())
     for index in filter(None, plan):
         live = policy.forward(part.rows(torch.tensor(index)), outputs(recipe)).tensors()
-        for name, coefficient in coefficients.items():
-            gradient = gradient + policy.gradient((coefficient[index] * live[name]).sum())
+        terms = [(coefficient[index] * live[name]).sum() for name, coefficient in coefficients.items()]
+        if terms:
+            gradient = gradient + policy.gradient(torch.stack(terms).sum())
     return gradient, metrics
 
 
