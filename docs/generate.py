@@ -154,7 +154,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
             return found[0]
         if found["inline"]:
             return convert(found["inline"], display="inline")
-        return f'<div style="overflow-x: auto">{convert(found["block"].strip(), display="block")}</div>'
+        made = convert(found["block"].strip(), display="block")
+        made = re.sub(r'columnalign="(\w+)"', r'style="text-align: \1"', made)  # what browsers heed today
+        return f'<div style="overflow-x: auto">{made}</div>'
 
     return _FORMULA.sub(replace, markdown)
 

@@ -39,6 +39,7 @@ def test_the_head_of_a_page(name: str, tmp_path: Path) -> None:
         assert f"[`{parent}`]({parent}.md)" in head
     shown = generate.on_page_markdown(head)
     assert shown.count("<math") == 1
+    assert 'style="text-align: right"' in shown
     assert "$$" not in shown
 
 
