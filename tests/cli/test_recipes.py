@@ -140,6 +140,16 @@ def test_recipes_side_by_side(covey_: Callable[..., Result]) -> None:
     assert {"path": "penalties.kl", "values": {"grpo": "kl"}} in told
 
 
+def test_a_run_is_compared(covey_: Callable[..., Result], tmp_path: Path) -> None:
+    from covey.config import resolve
+
+    (tmp_path / "runs" / "first-1").mkdir(parents=True)
+    config = resolve(["recipe=dapo", "recipe.surrogate.high=0.3"]).config
+    (tmp_path / "runs" / "first-1" / "run.yaml").write_text(config.write_yaml())
+    lines = covey_("diff", "dapo", "runs/first-1")[1].splitlines()
+    assert [line.split() for line in lines] == [["dapo", "runs/first-1"], ["surrogate.high", "0.28", "0.3"]]
+
+
 def test_null_is_a_value_and_what_is_not_there_is_none(covey_: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "dual.yaml").write_text("name: grpo\nsurrogate: {dual: 3.0}\n")
     assert covey_("diff", "grpo", "dual.yaml")[1].splitlines()[-1].split() == ["surrogate.dual", "null", "3"]
@@ -161,6 +171,9 @@ def test_a_file_is_compared_and_explained(covey_: Callable[..., Result], tmp_pat
         ["dapo", "mine.yaml"],
         ["surrogate.high", "0.28", "0.3"],
     ]
+    lines = covey_("explain", "mine.yaml")[1].splitlines()
+    assert lines[0].startswith("mine.yaml  DAPO")
+    assert "Options (made from dapo; `covey recipes diff dapo mine.yaml`)" in lines
     told = json.loads(covey_("explain", "mine.yaml", "--json")[1])
     origin = {row["path"]: row["origin"] for row in told["options"]}
     assert (told["parent"], origin["surrogate.high"], origin["admit.informative"], origin["ratio"]) == (
@@ -178,6 +191,7 @@ def test_a_file_is_compared_and_explained(covey_: Callable[..., Result], tmp_pat
         ("diff grpo dapoo", 2, "recipe: there is no recipe 'dapoo'. Did you mean 'dapo'?"),
         ("diff grpo", 2, "covey recipes diff: 'grpo' alone. Give two or more, such as: dapo gspo."),
         ("explain", 2, "covey recipes explain: Missing argument 'NAME'. See `covey recipes explain --help`."),
+        ("explain empty", 66, "empty: has no run.yaml. Give the folder of a run, such as runs/NAME-1."),
         ("explain none.yaml", 66, "none.yaml: cannot be read (No such file or directory). Give a YAML file."),
         ("explain other.yaml", 2, "other.yaml: holds no recipe. Give a run's settings with `recipe:`"),
         ("diff grpo wrong.yaml", 2, "recipe.surrogate.hgih: clip has no field 'hgih'. Did you mean 'high'?"),
@@ -186,6 +200,7 @@ def test_a_file_is_compared_and_explained(covey_: Callable[..., Result], tmp_pat
     ],
 )
 def test_mistakes_are_one_line(covey_: Callable[..., Result], tmp_path: Path, words: str, code: int, said: str) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "other.yaml").write_text("steps: 3\n")
     (tmp_path / "wrong.yaml").write_text("recipe: {name: grpo, surrogate.hgih: 1}\n")
     found, out, err = covey_(*words.split())

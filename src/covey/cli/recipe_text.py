@@ -29,17 +29,18 @@ WIDTH = 100
 """Columns of text where there is no terminal to ask."""
 
 
-def explain_parts(recipe: Recipe, description: str) -> list[Any]:
-    """The explanation of a recipe in parts to print."""
+def explain_parts(recipe: Recipe, description: str, called: str = "") -> list[Any]:
+    """The explanation of a recipe in parts to print; `called` is its name, or the file that it is in."""
+    called = called or recipe.name
     words = read_words(description)
     papers = [f"arxiv.org/abs/{paper}" for paper in words.papers]
     parent = parent_of(recipe)
-    head = Text.assemble((recipe.name, "bold"), f"  {words.title}" if words.title else "")
+    head = Text.assemble((called, "bold"), f"  {words.title}" if words.title else "")
     below = "  ".join(papers) or words.source
     parts: list[Any] = [head, *([Text(below, style="dim")] if below else [])]
     parts += ["", _prose(_sentence(words.idea))] if words.idea else []
     parts += ["", _heading("Formula"), *_formula(formula(recipe))]
-    origin = f" (made from {parent}; `covey recipes diff {parent} {recipe.name}`)" if parent else ""
+    origin = f" (made from {parent}; `covey recipes diff {parent} {called}`)" if parent else ""
     parts += ["", _heading("Options", origin), _options(options(recipe))]
     said = [(label, getattr(words, label)) for label in ("use", "avoid", "watch")]
     if any(text for _, text in said):

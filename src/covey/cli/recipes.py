@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covey.cli.settings import AsJson, print_json, print_rich
+from covey.cli.settings import AsJson, print_json, print_rich, read_run_config
 from covey.errors import CoveyError
 
 if TYPE_CHECKING:
     from covey.recipes import Recipe
 
 group = typer.Typer(help="List recipes, explain one, or compare some.", rich_markup_mode=None, no_args_is_help=False)
-NAME = "A recipe's name, as `covey recipes list` prints it, or a YAML file with a recipe or a run's settings."
+NAME = "A recipe's name, as `covey recipes list` prints it; a YAML file with a recipe or settings; or a run's folder."
 
 
 @group.callback(invoke_without_command=True)
@@ -65,7 +65,7 @@ def explain(
     elif as_json:
         print_json(recipe_text.explain_data(recipe, description))
     else:
-        print_rich(*recipe_text.explain_parts(recipe, description))
+        print_rich(*recipe_text.explain_parts(recipe, description, name))
 
 
 @group.command("diff", epilog="\b\nExample:\n  covey recipes diff dapo gspo cispo")
@@ -88,9 +88,11 @@ def diff(
 
 
 def find_recipe(word: str) -> tuple[Recipe, str]:
-    """The recipe of a name or of a YAML file, with its description; a file's recipe has that of the one it edits."""
+    """The recipe of a name, a YAML file or a run's folder, with its description: a file's recipe has that of the one it edits."""
     from covey import recipes as known
 
+    if Path(word).is_dir() and word not in known.names():
+        word = str(read_run_config(Path(word)))
     if not word.endswith((".yaml", ".yml")):
         return known.get(word), known.describe(word)
     from covey.config import text
