@@ -34,6 +34,9 @@ docs: $(VENV)/.dev  ## write the generated pages and build the site, strictly, i
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+claims: $(VENV)/.core  ## check what the papers claim and write docs/claims.md (some minutes, one thread)
+	$(BIN)/covey claims --out docs/claims.md
+
 bench: $(VENV)/.dev  ## speed and memory as ratios against a plain implementation in the same run
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training

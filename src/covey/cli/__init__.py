@@ -20,6 +20,7 @@ from covey import __version__
 from covey.cli import (
     chat,
     check,
+    claims,
     config,
     doctor,
     evaluate,
@@ -128,6 +129,7 @@ _add("sft", sft.sft, example="covey sft data=lessons.jsonl model=tiny out=models
 _add("show", show.show, example="covey show runs/first-1 --json")
 _add("explain", explain.explain, example="covey explain no-signal")
 _add("prove", prove.prove, example="covey prove NAME my-recipe.yaml my_package.module:recipe --seeds 50")
+_add("claims", claims.claims, example="covey claims NAME --quick")
 for _name, _group in (("recipes", recipes.group), ("config", config.group)):
     app.add_typer(_group, name=_name)
 
