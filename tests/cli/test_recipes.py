@@ -189,7 +189,7 @@ def test_a_file_is_compared_and_explained(covey_: Callable[..., Result], tmp_pat
     [
         ("explain gropo", 2, "recipe: there is no recipe 'gropo'. Did you mean 'grpo'?"),
         ("diff grpo dapoo", 2, "recipe: there is no recipe 'dapoo'. Did you mean 'dapo'?"),
-        ("diff grpo", 2, "covey recipes diff: 'grpo' alone. Give two or more, such as: dapo gspo."),
+        ("diff grpo", 2, "covey recipes diff: 'grpo' alone. Give two or more."),
         ("explain", 2, "covey recipes explain: Missing argument 'NAME'. See `covey recipes explain --help`."),
         ("explain empty", 66, "empty: has no run.yaml. Give the folder of a run, such as runs/NAME-1."),
         ("explain none.yaml", 66, "none.yaml: cannot be read (No such file or directory). Give a YAML file."),

@@ -165,19 +165,16 @@ def _table(*heads: str) -> Table:
 
 def _composed(recipe: Recipe) -> Iterator[tuple[str, Component]]:
     """Components that are called, with their stages; those inside a component right after it."""
-    for field in STAGES:
-        for part in recipe.parts(field):
-            for place, inner in ((field, part), *_inside(field, part)):
-                if callable(inner) or hasattr(inner, "admits"):
-                    yield place, inner
+    parts = ((field, part) for field in STAGES for part in recipe.parts(field))
+    every = (pair for field, part in parts for pair in ((field, part), *_inside(field, part)))
+    yield from ((place, part) for place, part in every if callable(part) or hasattr(part, "admits"))
 
 
 def _inside(place: str, part: Component) -> Iterator[tuple[str, Component]]:
     for name in type(part).model_fields:
         value = getattr(part, name)
-        for inner in value if isinstance(value, tuple) else (value,):
-            if isinstance(inner, Component):
-                yield f"{place}.{name}", inner
+        members = value if isinstance(value, tuple) else (value,)
+        yield from ((f"{place}.{name}", inner) for inner in members if isinstance(inner, Component))
 
 
 def _show_code(code: str) -> Any:

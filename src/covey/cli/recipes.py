@@ -43,7 +43,7 @@ def list_(as_json: AsJson = False) -> None:
         typer.echo(line)
 
 
-@group.command("explain", epilog="\b\nExample:\n  covey recipes explain dapo --code")
+@group.command("explain", epilog="\b\nExample:\n  covey recipes explain NAME --code")
 def explain(
     name: Annotated[str, typer.Argument(metavar="NAME", help=NAME)],
     latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX, nothing else.")] = False,
@@ -68,7 +68,7 @@ def explain(
         print_rich(*recipe_text.explain_parts(recipe, description, name))
 
 
-@group.command("diff", epilog="\b\nExample:\n  covey recipes diff dapo gspo cispo")
+@group.command("diff", epilog="\b\nExample:\n  covey recipes diff NAME NAME --json")
 def diff(
     names: Annotated[list[str], typer.Argument(metavar="NAME NAME ...", help=f"Two or more. {NAME}")],
     as_json: AsJson = False,
@@ -77,7 +77,7 @@ def diff(
     from covey.recipes.about import differences
 
     if len(names) < 2:
-        raise CoveyError("covey recipes diff", f"'{names[0]}' alone", "Give two or more, such as: dapo gspo.")
+        raise CoveyError("covey recipes diff", f"'{names[0]}' alone", "Give two or more.")
     rows = differences([find_recipe(name)[0] for name in names])
     from covey.cli import recipe_text
 
