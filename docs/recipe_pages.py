@@ -101,7 +101,7 @@ def anchor(name: str) -> str:
 def option(row: Option) -> str:
     """A row of the table of options."""
     origin = row.origin.removeprefix("from ")
-    shown = link(origin) if origin != row.origin else row.origin
+    shown = link(origin) if origin != row.origin else "own" if origin.startswith("own") else origin
     name = f"**`{row.path}`**" if row.is_component else f"`{row.path}`"
     given = "none" if row.value is None and row.is_component else value(row.value)
     return f"| {name} | {given} | {shown} | {cell(row.meaning)} |"

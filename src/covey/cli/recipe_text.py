@@ -150,7 +150,8 @@ def _options(rows: Sequence[Option]) -> Any:
         style = "bold" if row.is_component else ""
         owner, _, last = row.path.rpartition(".")
         name = f"  .{last}" if owner in owners and not row.is_component else row.path
-        origin = Text(row.origin.removeprefix("from "), style="cyan" if row.origin.startswith("own") else "dim")
+        own = row.origin.startswith("own")
+        origin = Text("own" if own else row.origin.removeprefix("from "), style="cyan" if own else "dim")
         value = Text("none" if row.value is None and row.is_component else _brief(row.value), style=style)
         table.add_row(Text(name, style=style), value, origin, Text(row.meaning, style="dim"))
     return Padding(table, (0, 0, 0, 2))
