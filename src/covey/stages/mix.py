@@ -208,10 +208,11 @@ class Separate(Mix):
     def latex(self) -> str:
         """The components, with the conditions."""
         parts = [
-            rf"r^{{\mathrm{{{tex(name)}}}}}_n\,\mathbf 1[r^{{\mathrm{{{tex(c.on)}}}}}_n\ge {number(c.at_least)}]"
+            rf"r^{{\mathrm{{{tex(name)}}}}}_n\leftarrow r^{{\mathrm{{{tex(name)}}}}}_n\,"
+            rf"\mathbf 1[r^{{\mathrm{{{tex(c.on)}}}}}_n\ge {number(c.at_least)}]"
             for name, c in self.conditions.items()
         ]
-        return r",\quad ".join([r"(r^1_n,\dots,r^K_n)", *parts])
+        return r",\quad ".join(["r^k_n", *parts])
 
 
 def last_tokens(mask: Bool[Tensor, "N T"]) -> Bool[Tensor, "N T"]:

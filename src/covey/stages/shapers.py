@@ -108,9 +108,9 @@ class Whiten(Component):
         rows = "" if self.over == "all" else r"\,:\,\sigma_{g(n)}>0"
         unit = r"\bar A_n" if self.unit == "rollout" else r"A_{n,t}"
         top = rf"A_{{n,t}}-\operatorname{{mean}}_{{{units}{rows}}}{unit}" if self.center else r"A_{n,t}"
-        kind = rf"\operatorname{{var}}^{{\mathrm{{ddof}}={self.ddof}}}_{{{units}{rows}}}{unit}"
+        kind = rf"\operatorname{{var}}_{{{units}{rows}}}{unit}"
         bottom = rf"\sqrt{{{kind}+{number(self.eps)}}}" if self.inside else rf"\sqrt{{{kind}}}+{number(self.eps)}"
-        return rf"\frac{{{top}}}{{{bottom}}}"
+        return rf"\frac{{{top}}}{{{bottom}}}\quad(\mathrm{{ddof}}={self.ddof})"
 
 
 def _largest(values: Tensor) -> Tensor:
