@@ -113,7 +113,11 @@ def build(stage: str, value: Any, where: str) -> Component:
         raise ConfigError(where, f"{value!r} is no {stage}", f"Give a kind: {', '.join(sorted(kinds(stage)))}.")
     options, kind = dict(value), value["kind"]
     del options["kind"]
-    known = kinds(stage)
+    known: Mapping[str, type[Component]] = _REGISTRY.get(stage, {})
+    if (
+        not isinstance(kind, str) or kind not in known
+    ):  # only then: an extension may itself be made of recipes that are just being built
+        known = kinds(stage)
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(where, f"there is no {stage} '{kind}'", did_you_mean(str(kind), known))
     try:
