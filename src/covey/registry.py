@@ -114,9 +114,7 @@ def build(stage: str, value: Any, where: str) -> Component:
     options, kind = dict(value), value["kind"]
     del options["kind"]
     known: Mapping[str, type[Component]] = _REGISTRY.get(stage, {})
-    if (
-        not isinstance(kind, str) or kind not in known
-    ):  # only then: an extension may itself be made of recipes that are just being built
+    if str(kind) not in known:  # only then: an extension may itself be made of recipes that are just being built
         known = kinds(stage)
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(where, f"there is no {stage} '{kind}'", did_you_mean(str(kind), known))
