@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 def of_trl(cases: Mapping[str, Case]) -> Iterator[Found]:
     """Everything that TRL and covey share."""
-    yield from trl_peer.losses(cases["ragged"])
+    yield from trl_peer.losses(cases["ragged"], cases["cut"])
     yield from trl_peer.advantages(cases["ragged"], cases["solid"])
 
 

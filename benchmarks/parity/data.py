@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from covey.batch import Batch, Keep
+from covey.types import STOPS, Stop
 
 COMPONENTS = ("correct", "format")
 """The names of the reward's components."""
@@ -18,7 +19,7 @@ COMPONENTS = ("correct", "format")
 class Case:
     """N rows of T positions, in groups that stand together, as the peers demand.
 
-    `advantage` is one number per row (what most peers' losses take); `reward` is [N K].
+    `advantage` is one number per row (what most peers' losses take); `reward` is [N K]; `cut` marks responses that were cut off.
     """
 
     mask: Tensor
@@ -29,7 +30,18 @@ class Case:
     reward: Tensor
     value: Tensor
     group: Tensor
+    cut: Tensor
     limit: int
+
+    @property
+    def returns(self) -> Tensor:
+        """What a critic is to learn: the row's reward on each of its tokens."""
+        return torch.where(self.mask, self.reward.sum(1)[:, None], 0.0)
+
+    @property
+    def new_value(self) -> Tensor:
+        """What the critic says now, on both sides of every bound around `value`."""
+        return self.value + 2 * (self.logp - self.old_logp)
 
     @property
     def size(self) -> int:
@@ -55,7 +67,7 @@ class Case:
             length=self.mask.shape[1] - self.mask.flip(1).long().argmax(1),
             group=self.group,
             rollout=torch.arange(n),
-            stop=torch.zeros(n, dtype=torch.long),
+            stop=torch.where(self.cut, STOPS.index(Stop.LENGTH), STOPS.index(Stop.END)),
             limit=torch.full((n,), self.limit),
             reward=self.reward,
             reward_names=COMPONENTS[: self.reward.shape[1]],
@@ -71,7 +83,7 @@ class Case:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Case:
         """The inverse of `plain`."""
-        kinds = {"mask": torch.bool, "group": torch.long}
+        kinds = {"mask": torch.bool, "cut": torch.bool, "group": torch.long}
         made = {
             item.name: torch.tensor(data[item.name], dtype=kinds.get(item.name, torch.float64))
             for item in fields(cls)
@@ -80,7 +92,7 @@ class Case:
         return cls(**made, limit=data["limit"])
 
 
-def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, hole: float = 0.1) -> Case:
+def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 20, hole: float = 0.1) -> Case:
     """A random batch: ratios on both sides of every clip bound, advantages of both signs, graded rewards."""
     generator = torch.Generator().manual_seed(seed)
     n = groups * samples
@@ -110,13 +122,16 @@ def draw(seed: int, *, groups: int = 2, samples: int = 4, width: int = 16, hole:
         reward=normal(n, len(COMPONENTS)).mul(8).round().div(8),
         value=torch.where(mask, 0.5 * normal(*shape), 0.0),
         group=torch.arange(groups).repeat_interleave(samples),
+        cut=torch.zeros(n, dtype=torch.bool),
         limit=width + 4,  # a budget that no response used up: the padded width must not stand in for it
     )
 
 
 def draw_all(seed: int) -> dict[str, Case]:
-    """The two batches of a comparison: `ragged`, and `solid` for peers that know no holes in a response."""
-    return {"ragged": draw(seed), "solid": draw(seed + 1000, hole=0.0)}
+    """The batches of a comparison: `ragged`, `solid` (no holes, for peers that know none), `cut` (two rows are truncated)."""
+    ragged = draw(seed)
+    cut = torch.arange(ragged.size) % 5 == 1
+    return {"ragged": ragged, "solid": draw(seed + 1000, hole=0.0), "cut": with_(ragged, cut=cut)}
 
 
 def with_(case: Case, **changes: Any) -> Case:

@@ -61,6 +61,7 @@ def tiny(
         reward=torch.tensor(scores, dtype=torch.float64),
         value=torch.zeros(n, width, dtype=torch.float64),
         group=torch.arange(groups).repeat_interleave(n // groups),
+        cut=torch.zeros(n, dtype=torch.bool),
         limit=max(lengths),
     )
 
@@ -72,7 +73,17 @@ def first(values: Tensor) -> Tensor:
 
 def all_rows() -> list[Row]:
     """D1 to D32."""
-    from benchmarks.parity import rows_advantages, rows_defaults, rows_losses  # they are made of the words above
+    from benchmarks.parity import (
+        rows_advantages,
+        rows_defaults,
+        rows_filters,
+        rows_losses,
+    )  # they are made of the words above
 
-    makers: list[Callable[[], Row]] = [*rows_losses.ROWS, *rows_advantages.ROWS, *rows_defaults.ROWS]
+    makers: list[Callable[[], Row]] = [
+        *rows_losses.ROWS,
+        *rows_advantages.ROWS,
+        *rows_filters.ROWS,
+        *rows_defaults.ROWS,
+    ]
     return sorted((make() for make in makers), key=lambda row: int(row.name[1:]))

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity.data import Case
-from benchmarks.parity.ours import Found, words
+from benchmarks.parity.ours import Found
 
 ROUGH = 2e-6
 """OpenRLHF takes KL and batch statistics in float32, whatever it is given."""
 
 
-def _load() -> tuple[Any, Any, Any]:
-    """The three modules that hold the mathematics, without running the packages' own start-up."""
+def _load() -> tuple[Any, ...]:
+    """The modules that hold the mathematics, without running the packages' own start-up."""
     spec = find_spec("openrlhf")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("openrlhf is not installed")
@@ -39,11 +39,12 @@ def _load() -> tuple[Any, Any, Any]:
         sys.modules[name] = stand_in
     made = tuple(import_module(f"openrlhf.{name}") for name in MODULES)
     del sys.modules["deepspeed"]  # others ask whether it is installed
-    return made  # type: ignore[return-value]
+    return made
 
 
-MODULES = ("models.loss", "trainer.ppo_utils.experience_maker", "trainer.ppo_utils.experience")
-LOSS, MAKER, EXPERIENCE = _load()
+UTILS = "trainer.ppo_utils"
+MODULES = ("models.loss", f"{UTILS}.experience_maker", f"{UTILS}.experience", f"{UTILS}.length_penalty")
+LOSS, MAKER, EXPERIENCE, PENALTY = _load()
 
 
 def loss(case: Case, per_token: Tensor | None = None, **options: Any) -> tuple[float, Tensor]:
@@ -72,6 +73,10 @@ def losses(case: Case) -> Iterator[Found]:
     bounds = {"surrogate.low": 0.1, "surrogate.high": 0.28}
     yield found("ppo", "grpo@openrlhf", bounds, clip_eps_low=0.1, clip_eps_high=0.28)
     yield found("gspo", "gspo@openrlhf", {}, policy_loss_type="gspo")
+    value = case.new_value.clone().requires_grad_()
+    critic = LOSS.ValueLoss(0.5)(value, case.value, case.returns, action_mask=case.mask.double())
+    (gradient,) = torch.autograd.grad(critic, value)
+    yield Found("critic", "ValueLoss", "", "ppo@openrlhf", gradient, float(critic.detach()), note="clip_eps=0.5")
 
 
 def estimate(name: str, case: Case, coef: float = 0.0, **options: Any) -> Tensor:

@@ -26,7 +26,7 @@ class Found:
     `where` names the batch, `limit` the difference that must not be exceeded (more only where the peer works in float32).
     """
 
-    kind: Literal["loss", "advantage"]
+    kind: Literal["loss", "advantage", "critic"]
     call: str
     mode: str
     preset: str
@@ -48,7 +48,7 @@ class Found:
         if self.kind == "advantage":
             gap = torch.where(case.mask, advantage(self.recipe, case) - self.tensor, 0.0)
             return float(gap.abs().max())
-        loss, gradient = loss_and_gradient(self.recipe, case)
+        loss, gradient = (critic_loss if self.kind == "critic" else loss_and_gradient)(self.recipe, case)
         return max(abs(loss - self.loss), float((gradient - self.tensor).abs().max()))
 
 
@@ -60,6 +60,8 @@ def words(options: Mapping[str, Any]) -> str:
 def loss_and_gradient(recipe: Recipe, case: Case, per_token: Tensor | None = None) -> tuple[float, Tensor]:
     """The loss of one optimizer step on the given advantages, and its gradient by the policy's logp."""
     batch = case.batch()
+    for part in recipe.filters:
+        batch = batch.with_(keep=batch.keep & part(batch))
     given = broadcast(case.advantage, case.mask) if per_token is None else per_token
     ones = broadcast(torch.ones(case.size, dtype=torch.float64), case.mask)
     columns = {**batch.columns, "correction": ones, "score": case.reward.sum(1)}
@@ -67,6 +69,19 @@ def loss_and_gradient(recipe: Recipe, case: Case, per_token: Tensor | None = Non
     logp = case.logp.clone().requires_grad_()
     loss, _ = objective(recipe, Live(logp), weigh(recipe, credited), initial_states(recipe))
     (gradient,) = torch.autograd.grad(loss, logp)
+    return float(loss.detach()), gradient
+
+
+def critic_loss(recipe: Recipe, case: Case) -> tuple[float, Tensor]:
+    """The critic's loss of one optimizer step on the given returns, and its gradient by the values."""
+    batch, zeros = case.batch(), torch.zeros(case.mask.shape, dtype=torch.float64)
+    step = Credited(
+        **{**vars(batch), "columns": {**batch.columns, "returns": case.returns}}, advantage=zeros, weight=zeros
+    )
+    step = step.with_(penalty_weight={recipe.critic.kind: recipe.critic.weigh(step)})
+    value = case.new_value.clone().requires_grad_()
+    loss, _ = recipe.critic.loss(Live(case.logp, {"value": value}), step)
+    (gradient,) = torch.autograd.grad(loss, value)
     return float(loss.detach()), gradient
 
 

@@ -1,20 +1,14 @@
-"""Disagreements about advantages: what is added to a std, what is whitened, where the KL goes, what is filtered."""
+"""Disagreements about advantages: what is added to a std, what is whitened, where the KL goes."""
 
 from __future__ import annotations
 
-import sys
-from collections import defaultdict
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
-from trl.rewards import get_soft_overlong_punishment
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos
-from verl.workers.reward_manager.dapo import DAPORewardManager
 
 from benchmarks.parity import openrlhf_peer, trl_peer, verl_peer
 from benchmarks.parity.data import Case, draw, with_
@@ -54,7 +48,8 @@ def small_spread() -> Row:
                 figures(ours("grpo", case, **{"advantage.eps": eps})[1].item() for eps in (1e-4, 1e-6, 1e-9)),
             ),
         ),
-        "1e-6, as verl; `@trl` presets add 1e-4, `@openrlhf` presets 1e-9. With rewards of 0 and 1 the difference is below 0.03 %.",
+        "1e-6, as verl; `@trl` presets add 1e-4, `@openrlhf` presets 1e-9. With rewards of 0 and 1 the difference "
+        "is below 0.03 %.",
     )
 
 
@@ -66,18 +61,42 @@ def degrees_of_freedom() -> Row:
     return Row(
         "D7",
         "the variance: unbiased or of the population",
-        "a group with rewards 1, 0, 0, 0: the advantage of the first; and the first token of two such prompts whitened over the batch",
+        "a group with rewards 1, 0, 0, 0: the advantage of the first; and the first token of two such prompts "
+        "whitened over the batch",
         (
-            ("TRL, verl, OpenRLHF in the group", figures(float(first(t)[0]) for t in (
-                trl_peer.estimate(GRPOTrainer, four, beta=0.0), verl_peer.estimate("grpo", four), openrlhf_peer.estimate("group_norm", four)))),
-            ("covey, ddof=1 and ddof=0 in the group", figures(float(ours("grpo", four, **{"advantage.ddof": d})[0]) for d in (1, 0))),
-            ("verl `reinforce_plus_plus` over the batch (unbiased)", figures(float(first(verl_peer.estimate("reinforce_plus_plus", case, config=config))[0]))),
-            ("OpenRLHF `reinforce` over the batch (population)", figures(float(first(openrlhf_peer.estimate("reinforce", case))[0]))),
-            ("covey `whiten`, unit=token, ddof=1 and ddof=0",
-             figures(float(ours("grpo", case, penalties=(), shapers=(Whiten(unit="token", ddof=d),), **whole)[0]) for d in (1, 0))),
+            (
+                "TRL, verl, OpenRLHF in the group",
+                figures(
+                    float(first(t)[0])
+                    for t in (
+                        trl_peer.estimate(GRPOTrainer, four, beta=0.0),
+                        verl_peer.estimate("grpo", four),
+                        openrlhf_peer.estimate("group_norm", four),
+                    )
+                ),
+            ),
+            (
+                "covey, ddof=1 and ddof=0 in the group",
+                figures(float(ours("grpo", four, **{"advantage.ddof": d})[0]) for d in (1, 0)),
+            ),
+            (
+                "verl `reinforce_plus_plus` over the batch (unbiased)",
+                figures(float(first(verl_peer.estimate("reinforce_plus_plus", case, config=config))[0])),
+            ),
+            (
+                "OpenRLHF `reinforce` over the batch (population)",
+                figures(float(first(openrlhf_peer.estimate("reinforce", case))[0])),
+            ),
+            (
+                "covey `whiten`, unit=token, ddof=1 and ddof=0",
+                figures(
+                    float(ours("grpo", case, penalties=(), shapers=(Whiten(unit="token", ddof=d),), **whole)[0])
+                    for d in (1, 0)
+                ),
+            ),
         ),
         "Unbiased everywhere, except in `@openrlhf` presets where they whiten.",
-    )  # fmt: skip
+    )
 
 
 def whitening_unit() -> Row:
@@ -87,7 +106,8 @@ def whitening_unit() -> Row:
     return Row(
         "D8",
         "the unit of whitening",
-        "two prompts, rewards 1, 0, 0, 0 and 1, 1, 1, 0, lengths 2, 4, 6, 8: the whitened advantage of reward 1 and of reward 0",
+        "two prompts, rewards 1, 0, 0, 0 and 1, 1, 1, 0, lengths 2, 4, 6, 8: the whitened advantage of reward 1 "
+        "and of reward 0",
         (
             (
                 "verl `reinforce_plus_plus`: tokens",
@@ -100,7 +120,8 @@ def whitening_unit() -> Row:
                 figures(ours("grpo", case, shapers=(Whiten(unit="rollout"),), **whole)[:2]),
             ),
         ),
-        "Per response where the reward is one number per response; per token beside a KL or a critic per token, and in the `@verl` and `@openrlhf` presets.",
+        "Per response where the reward is one number per response; per token beside a KL or a critic per token, "
+        "and in the `@verl` and `@openrlhf` presets.",
     )
 
 
@@ -112,12 +133,21 @@ def batch_std() -> Row:
         'the "batch std"',
         "the same rewards: the advantages of the first two responses of the first prompt",
         (
-            ("TRL scale_rewards=batch: std of the raw rewards", figures(first(trl_peer.estimate(GRPOTrainer, case, beta=0.0, scale_rewards="batch"))[:2])),
-            ("covey, scale=batch, eps 1e-4", figures(ours("grpo", case, **{"advantage.scale": "batch", "advantage.eps": 1e-4})[:2])),
-            ("covey, scale=batch_centered: of rewards less their prompt's mean", figures(ours("grpo", case, **{"advantage.scale": "batch_centered"})[:2])),
+            (
+                "TRL scale_rewards=batch: std of the raw rewards",
+                figures(first(trl_peer.estimate(GRPOTrainer, case, beta=0.0, scale_rewards="batch"))[:2]),
+            ),
+            (
+                "covey, scale=batch, eps 1e-4",
+                figures(ours("grpo", case, **{"advantage.scale": "batch", "advantage.eps": 1e-4})[:2]),
+            ),
+            (
+                "covey, scale=batch_centered: of rewards less their prompt's mean",
+                figures(ours("grpo", case, **{"advantage.scale": "batch_centered"})[:2]),
+            ),
         ),
         "`lite_ppo` takes the raw rewards' std, as TRL does. ROLL has both forms; it could not be run here.",
-    )  # fmt: skip
+    )
 
 
 def three_leave_one_outs() -> Row:
@@ -140,7 +170,8 @@ def three_leave_one_outs() -> Row:
         "RLOO",
         "one random batch with a reference: the advantages of the first response's first three tokens",
         tuple((who, figures(values[0, :3])) for who, values in {**parts, **mine}.items()),
-        "`rloo` is the paper's: KL inside the baseline, the whole response as one action, no clip. Each peer's form is a preset.",
+        "`rloo` is the paper's: KL inside the baseline, the whole response as one action, no clip. Each peer's "
+        "form is a preset.",
     )
 
 
@@ -190,7 +221,8 @@ def straight_through() -> Row:
         "k3 with the gradient of k2",
         "one token, log(policy / reference) = 0.5",
         tuple(shown),
-        "`k3_straight_through` is verl's `k3+` and `low_var_kl+`, which work since 0.9.1. As a loss, k3 alone pulls along the forward KL.",
+        "`k3_straight_through` is verl's `k3+` and `low_var_kl+`, which work since 0.9.1. As a loss, k3 alone "
+        "pulls along the forward KL.",
     )
 
 
@@ -206,7 +238,8 @@ def corrected_kl() -> Row:
     return Row(
         "D21",
         "the ratio that corrects k3",
-        "two tokens with ratios e^0.4 and e^-0.2, A = 0, log(policy / reference) 0.5 and -0.5: the gradient of the KL by each log-probability",
+        "two tokens with ratios e^0.4 and e^-0.2, A = 0, log(policy / reference) 0.5 and -0.5: the gradient of "
+        "the KL by each log-probability",
         (
             ("TRL, token level", figures(slopes("token"))),
             ("TRL, sequence level: both tokens take the ratio of the response", figures(slopes("sequence"))),
@@ -219,7 +252,8 @@ def corrected_kl() -> Row:
                 figures(loss_and_gradient(recipes.get("gspo@trl").but(penalties=[penalty]), case)[1][0]),
             ),
         ),
-        "Always the token's ratio: with the response's the correction is not unbiased. TRL corrects by default since 1.16.",
+        "Always the token's ratio: with the response's the correction is not unbiased. TRL corrects by default "
+        "since 1.16.",
     )
 
 
@@ -233,135 +267,39 @@ def decoupled() -> Row:
         "the batch step of GDPO",
         "two prompts, two reward components, lengths 2, 4, 6, 8: the advantages of the first prompt",
         (
-            ("TRL normalize_then_sum: per response", figures(first(trl_peer.estimate(GRPOTrainer, case, beta=0.0, multi_objective_aggregation="normalize_then_sum"))[:4])),
-            ("verl `gdpo`: per token", figures(first(verl_peer.estimate("gdpo", case, **verl_peer.components(case)))[:4], 5)),
-            ("covey `gdpo@trl`, `gdpo@verl`", figures(ours("gdpo@trl", case)[:4]) + "; " + figures(ours("gdpo@verl", case)[:4])),
-            ("one component alone: TRL and verl whiten it too", figures(first(trl_peer.estimate(GRPOTrainer, single, beta=0.0, multi_objective_aggregation="normalize_then_sum"))[:2])),
-        ),
-        "`gdpo` scales per response. verl takes the components straight from the reward function: a KL in the reward or an overlong term is lost.",
-    )  # fmt: skip
-
-
-def soft_overlong() -> Row:
-    """The punishment of long responses, beyond the limit too."""
-    lengths = (70, 90, 100, 120)
-    experience = SimpleNamespace(response_length=torch.tensor(lengths), rewards=torch.zeros(4))
-    sys.modules["openrlhf.trainer.ppo_utils.length_penalty"].apply_overlong_penalty([experience], 100, 20)
-    cache = {"kind": "weighted_sum", "shaping": [{"kind": "soft_overlong", "cache_share": 0.2}]}
-    case = with_(tiny(lengths), limit=100)
-    part = recipes.get("grpo").but(mix=cache).mix.shaping[0]
-    return Row(
-        "D25",
-        "soft overlong",
-        "budget 100, the last 20 of it punished: responses of 70, 90, 100 and 120 tokens",
-        (
             (
-                "TRL get_soft_overlong_punishment",
-                figures(get_soft_overlong_punishment(100, 20)([[1] * n for n in lengths])),
+                "TRL normalize_then_sum: per response",
+                figures(
+                    first(
+                        trl_peer.estimate(GRPOTrainer, case, beta=0.0, multi_objective_aggregation="normalize_then_sum")
+                    )[:4]
+                ),
             ),
-            ("verl DAPORewardManager", figures(verl_overlong(lengths))),
-            ("OpenRLHF apply_overlong_penalty", figures(experience.rewards.double())),
-            ("covey `soft_overlong`", figures(part(case.batch()))),
-        ),
-        "Between -factor and 0, as TRL and OpenRLHF; verl's line has no floor. A cache of 0 is a hard step in TRL and covey and refused by verl.",
-    )
-
-
-def verl_overlong(lengths: tuple[int, ...]) -> list[float]:
-    """verl's reward manager on responses whose own reward is 0."""
-    tokenizer = SimpleNamespace(decode=lambda *_, **__: "", eos_token="|")
-    config = SimpleNamespace(enable=True, len=20, penalty_factor=1.0, log=False)
-    manager = DAPORewardManager(tokenizer, 0, lambda **_: 0.0, "source", 100, config)
-    out = []
-    for length in lengths:
-        tensors = {
-            "prompts": torch.ones(1).long(),
-            "responses": torch.ones(length).long(),
-            "attention_mask": torch.ones(1 + length).long(),
-        }
-        item = SimpleNamespace(batch=tensors, non_tensor_batch={"reward_model": {"ground_truth": ""}, "source": "x"})
-        data = _One(item, {"responses": torch.ones(1, length)})
-        out.append(float(manager(data).sum()))
-    return out
-
-
-class _One(list):
-    """A batch of one item with tensors of its own."""
-
-    def __init__(self, item: SimpleNamespace, batch: dict[str, Tensor]) -> None:
-        super().__init__([item])
-        self.batch, self.meta_info, self.non_tensor_batch = batch, {}, {}
-
-
-def overlong_filter() -> Row:
-    """What is masked of a truncated response."""
-    case = tiny((2, 2, 2, 2), reward=[[1.0], [0.0], [0.0], [0.0]])
-    light = trl_peer.trainer(GRPOTrainer, case, logps=[case.old_logp], beta=0.0, mask_truncated_completions=True)
-    prompts, responses, *rest = light._generate(None)
-    light._generate = lambda _: (prompts, [responses[0][:-1] + [3], *responses[1:]], *rest)  # the first one is cut off
-    output = GRPOTrainer._generate_and_score_completions(light, [{"prompt": "?"}] * 4)
-    batch = case.batch()
-    cut = batch.with_(stop=torch.tensor([1, 0, 0, 0]))
-    keep = recipes.get("dapo").filters[0](cut)
-    return Row(
-        "D26",
-        "truncated responses",
-        "a group with rewards 1, 0, 0, 0 of which the first response was cut off",
-        (
-            ("TRL mask_truncated_completions: advantages of the others", figures(output["advantages"][1:])),
-            ("TRL: tokens in the denominator, of 8", figures(output["num_items_in_batch"].item())),
-            ("covey `overlong`, mode=mask: rows in loss, statistics, denominators",
-             figures(float(part.sum()) for part in (keep.loss, keep.statistics, keep.denominator))),
-        ),
-        "The reward stays in the group's statistics in TRL and covey (mode=exclude takes it out). In covey the response stays in the denominator too; "
-        "TRL's `dapo` takes its tokens out, and `dapo@trl` says so by `denominator=kept`. verl's recipe has no such filter.",
-    )  # fmt: skip
-
-
-def dynamic_sampling() -> Row:
-    """When all rewards of a group are equal."""
-    equal = [0.1] * 3
-    mean, spread = sum(equal) / 3, max(equal) - min(equal)
-    case = tiny((2,) * 6, reward=[[r] for r in (*equal, 1.0, 0.0, 0.0)], groups=2)
-    return Row(
-        "D27",
-        "dynamic sampling",
-        "a prompt with rewards 0.1, 0.1, 0.1",
-        (
-            ("verl's replay buffer (np.std == 0): groups that it evicts", figures(len(verl_evicted(equal)))),
-            ("verl's replay buffer, rewards 1, 1, 1", figures(len(verl_evicted([1.0] * 3)))),
             (
-                "TRL: no dynamic sampling; advantages of the group",
-                figures(first(trl_peer.estimate(GRPOTrainer, case, beta=0.0))[:3]),
+                "verl `gdpo`: per token",
+                figures(first(verl_peer.estimate("gdpo", case, **verl_peer.components(case)))[:4], 5),
             ),
-            ("covey `informative`: max - min", figures(spread)),
-            ("their mean less 0.1, in units of 1e-17", figures((mean - 0.1) * 1e17, 2)),
+            (
+                "covey `gdpo@trl`, `gdpo@verl`",
+                figures(ours("gdpo@trl", case)[:4]) + "; " + figures(ours("gdpo@verl", case)[:4]),
+            ),
+            (
+                "TRL, one component alone: scaled over the batch too",
+                figures(
+                    first(
+                        trl_peer.estimate(
+                            GRPOTrainer, single, beta=0.0, multi_objective_aggregation="normalize_then_sum"
+                        )
+                    )[:2]
+                ),
+            ),
         ),
-        "`dapo` admits a group by max - min of the outcome, never by a std or a shaped reward; `dapo@trl` has no such stage.",
+        "`gdpo` scales per response. verl takes the components straight from the reward function: a KL in the "
+        "reward or an overlong term is lost.",
     )
-
-
-def verl_evicted(values: list[float]) -> set[str]:
-    """The groups that verl's replay buffer takes for uniform; its transport is a stand-in that hands over these rewards."""
-    stand_in = ModuleType("transfer_queue")
-    stand_in.KVBatchMeta = object
-    stand_in.kv_batch_get = lambda **_: {"rm_scores": [torch.tensor([v], dtype=torch.float64) for v in values]}
-    package = ModuleType("verl.trainer.ppo.v1")  # its start-up would load samplers
-    package.__path__ = [str(Path(core_algos.__file__).parent / "v1")]
-    sys.modules.update({"transfer_queue": stand_in, package.__name__: package})
-    replay_buffer = import_module("verl.trainer.ppo.v1.replay_buffer")
-    replay_buffer.tq = stand_in
-    light = SimpleNamespace(
-        finished_keys={"train": {"group"}},
-        _dapo_classification_cache=defaultdict(dict),
-        partitions={"train": [f"group_{i}" for i in range(len(values))]},
-        filter_groups_metric=replay_buffer.FILTER_GROUPS_REWARD_METRIC,
-    )
-    cls = next(c for c in vars(replay_buffer).values() if isinstance(c, type) and hasattr(c, "_dapo_filtered_keys"))
-    return cls._dapo_filtered_keys(light, "train")[0]
 
 
 ROWS = (
     small_spread, degrees_of_freedom, whitening_unit, batch_std, three_leave_one_outs, several_turns, straight_through,
-    corrected_kl, decoupled, soft_overlong, overlong_filter, dynamic_sampling,
+    corrected_kl, decoupled,
 )  # fmt: skip

@@ -60,7 +60,8 @@ def default_method() -> Row:
                 figures(verl("vanilla", case)[0]),
             ),
         ),
-        "`grpo` is the paper's; `grpo@trl` and `grpo@verl` are the defaults of the peers. Only the fourth line is the paper's loss in TRL.",
+        "`grpo` is the paper's; `grpo@trl` and `grpo@verl` are the defaults of the peers. Only the fourth line is "
+        "the paper's loss in TRL.",
     )
 
 
@@ -73,7 +74,8 @@ def token_scope() -> Row:
     return Row(
         "D2",
         "the scope of a token mean",
-        "four responses of 1, 4, 2, 3 tokens with token losses 1, 2, 3, 4, in two optimizer steps: responses 1 and 3, then 2 and 4",
+        "four responses of 1, 4, 2, 3 tokens with token losses 1, 2, 3, 4, in two optimizer steps: responses 1 "
+        "and 3, then 2 and 4",
         (
             ("TRL `dapo`: the average tokens of a step of this generation", figures(trl)),
             ("verl with its counts: the step's own tokens", figures(verl("vanilla", step)[0] for step in steps)),
@@ -81,11 +83,15 @@ def token_scope() -> Row:
             ("TRL `bnpo`, as two micro-batches of one step (whole: 2.7)", figures(bnpo)),
             (
                 "covey, one step, prompts {1, 3} and {2, 4}: `token_mean`, `group_token_mean`",
-                figures(ours("grpo@trl", with_(case, group=torch.tensor([0, 1, 0, 1])), weighting=w)[0] for w in ("token_mean", "group_token_mean")),
+                figures(
+                    ours("grpo@trl", with_(case, group=torch.tensor([0, 1, 0, 1])), weighting=w)[0]
+                    for w in ("token_mean", "group_token_mean")
+                ),
             ),
         ),
-        "Presets take the step's own tokens; a token mean inside each prompt, as the papers of DAPO and CISPO write it, is `group_token_mean`.",
-    )  # fmt: skip
+        "Presets take the step's own tokens; a token mean inside each prompt, as the papers of DAPO and CISPO "
+        "write it, is `group_token_mean`.",
+    )
 
 
 def constant_divisor() -> Row:
@@ -103,7 +109,8 @@ def constant_divisor() -> Row:
             ("TRL `dr_grpo`, padded to 9", figures(trl_peer.loss(GRPOTrainer, wide, loss_type="dr_grpo")[0])),
             ("covey `dr_grpo`, padded to 4 and to 9", figures(ours("dr_grpo", c)[0] for c in (case, wide))),
         ),
-        "`dr_grpo` and `dr_grpo@trl` divide by the budget of the run. In verl the padded width of a micro-batch stands in for it unless it is set.",
+        "`dr_grpo` and `dr_grpo@trl` divide by the budget of the run. In verl the padded width of a micro-batch "
+        "stands in for it unless it is set.",
     )
 
 
@@ -145,12 +152,18 @@ def masked_rows() -> Row:
             ("TRL `grpo`: it counts", figures(trl_peer.loss(GRPOTrainer, case, loss_type="grpo")[0])),
             ("verl with global counts: it counts", figures(verl("vanilla", case, mode)[0])),
             ("verl without counts: it does not", figures(float(core_algos.agg_loss(losses, mask, mode)))),
-            ("OpenRLHF without counts: it does not", figures(float(openrlhf_peer.LOSS.aggregate_loss(losses, mask, False)))),
-            ("covey `rollout_mean`, all rows and only those with tokens in the denominator",
-             figures((ours("grpo", case, penalties=())[0], ours_kept(case, some)))),
+            (
+                "OpenRLHF without counts: it does not",
+                figures(float(openrlhf_peer.LOSS.aggregate_loss(losses, mask, False))),
+            ),
+            (
+                "covey `rollout_mean`, all rows and only those with tokens in the denominator",
+                figures((ours("grpo", case, penalties=())[0], ours_kept(case, some))),
+            ),
         ),
-        "All rows count unless a filter takes a row out of the denominator: masking must not make the others louder. TRL and verl's global count agree.",
-    )  # fmt: skip
+        "All rows count unless a filter takes a row out of the denominator: masking must not make the others "
+        "louder. TRL and verl's global count agree.",
+    )
 
 
 def ours_kept(case: Case, keep: object) -> float:
@@ -183,7 +196,8 @@ def weight_bounds() -> Row:
             ("verl, low 1, high 4", figures(slope(r, "verl", clip_ratio_low=1.0, clip_ratio_high=4.0) for r in rhos)),
             ("covey `cispo` (0 to 5)", figures(slope(r, "ours") for r in rhos)),
         ),
-        "`cispo` bounds the weight itself, above only; `cispo@trl` and `cispo@verl` are the defaults. A bound below 1 is refused (`weight_below_one`).",
+        "`cispo` bounds the weight itself, above only; `cispo@trl` and `cispo@verl` are the defaults. A bound "
+        "below 1 is refused (`weight_below_one`).",
     )
 
 
@@ -218,14 +232,19 @@ def sequence_weights() -> Row:
         "a sequence ratio under TRL's default loss",
         "two responses of 1 and 3 tokens at ratio 1, A = 1 both: each one's share of the gradient",
         (
-            ("TRL, importance_sampling_level=sequence", share(trl_peer.loss(GRPOTrainer, case, importance_sampling_level="sequence")[1])),
-            ("TRL, the same with loss_type=grpo",
-             share(trl_peer.loss(GRPOTrainer, case, importance_sampling_level="sequence", loss_type="grpo")[1])),
+            (
+                "TRL, importance_sampling_level=sequence",
+                share(trl_peer.loss(GRPOTrainer, case, importance_sampling_level="sequence")[1]),
+            ),
+            (
+                "TRL, the same with loss_type=grpo",
+                share(trl_peer.loss(GRPOTrainer, case, importance_sampling_level="sequence", loss_type="grpo")[1]),
+            ),
             ("covey `gspo@trl`", share(ours("gspo@trl", case)[1])),
             ("covey `gspo`", share(ours("gspo", case)[1])),
         ),
         "`gspo` is the paper's mean over responses; `gspo@trl` waives `sequence_ratio_token_mean` to be TRL's default.",
-    )  # fmt: skip
+    )
 
 
 def sequence_mode() -> Row:
@@ -254,13 +273,13 @@ def sequence_mismatch() -> Row:
     sampled = case.old_logp - 0.2 * case.mask
     weight = (case.old_logp - sampled).exp()
     logp, mask = case.logp.clone().requires_grad_(), case.mask.double()
-    inputs = dict(
-        old_log_prob=case.old_logp,
-        log_prob=logp,
-        advantages=mask,
-        response_mask=mask,
-        loss_agg_mode="seq-mean-token-mean",
-    )
+    inputs = {
+        "old_log_prob": case.old_logp,
+        "log_prob": logp,
+        "advantages": mask,
+        "response_mask": mask,
+        "loss_agg_mode": "seq-mean-token-mean",
+    }
     by_weights, _ = core_algos.get_policy_loss_fn("gspo")(**inputs, config=verl_peer.actor(), rollout_is_weights=weight)
     options = {"policy_loss_type": "gspo", "is_correction_level": "token"}
     together = openrlhf_peer.LOSS.PolicyLoss(**options)(
@@ -277,7 +296,8 @@ def sequence_mismatch() -> Row:
             ("OpenRLHF: policy / sampler inside the sequence ratio, which is clipped", figures(float(together))),
             ("covey `gspo`, anchor old (no correction) and anchor sampled", figures(old)),
         ),
-        "The factor stays apart: `corrections` beside anchor `old`; anchor `sampled` is OpenRLHF's form, and both at once are refused (`corrected_twice`).",
+        "The factor stays apart: `corrections` beside anchor `old`; anchor `sampled` is OpenRLHF's form, and both "
+        "at once are refused (`corrected_twice`).",
     )
 
 
@@ -286,9 +306,12 @@ def geometric_mismatch() -> Row:
     case = draw(7)
     half = torch.full(case.mask.shape, 0.5)
     logp, mask = case.logp.clone(), case.mask.double()
-    inputs = dict(
-        old_log_prob=case.old_logp, log_prob=logp, advantages=case.advantage[:, None] * mask, response_mask=mask
-    )
+    inputs = {
+        "old_log_prob": case.old_logp,
+        "log_prob": logp,
+        "advantages": case.advantage[:, None] * mask,
+        "response_mask": mask,
+    }
     weighted, _ = core_algos.get_policy_loss_fn("geo_mean")(**inputs, config=verl_peer.actor(), rollout_is_weights=half)
     trl = {
         kind: [trl_peer.loss(kind, case, use_vllm=flag, weights=half)[0] for flag in (False, True)]

@@ -116,11 +116,26 @@ END = 9
 def loss(kind: type, case: Case, *, accumulation: int = 1, per_generation: int = 1, items: int | None = None,
          weights: Tensor | None = None, **options: Any) -> tuple[float, Tensor]:  # fmt: skip
     """The trainer's loss and its gradient by logp."""
-    logp, mask = case.logp.clone().requires_grad_(), case.mask.long()
+    logp = case.logp.clone().requires_grad_()
     light = trainer(kind, case, accumulation=accumulation, per_generation=per_generation, logps=[logp], **options)
-    inputs = {
-        "prompt_ids": torch.ones(case.size, 2, dtype=torch.long),
-        "prompt_mask": torch.ones(case.size, 2, dtype=torch.long),
+    value = kind._compute_loss(light, light.model, inputs(case, items, weights))
+    (gradient,) = torch.autograd.grad(value, logp)
+    return float(value.detach()), gradient
+
+
+def measured(kind: type, case: Case, name: str, **options: Any) -> float:
+    """A metric that the trainer's loss logs."""
+    light = trainer(kind, case, logps=[case.logp], **options)
+    kind._compute_loss(light, light.model, inputs(case))
+    return float(light._metrics["train"][name][0])
+
+
+def inputs(case: Case, items: int | None = None, weights: Tensor | None = None) -> dict[str, Any]:
+    """What the loss is given."""
+    mask, prompt = (case.mask & ~case.cut[:, None]).long(), torch.ones(case.size, 2, dtype=torch.long)
+    return {
+        "prompt_ids": prompt,
+        "prompt_mask": prompt,
         "completion_ids": mask,
         "completion_mask": mask,
         "advantages": case.advantage,
@@ -128,11 +143,8 @@ def loss(kind: type, case: Case, *, accumulation: int = 1, per_generation: int =
         "old_per_token_logps": case.old_logp,
         "old_logps": (case.old_logp * mask).sum(1),
         "ref_per_token_logps": case.ref_logp,
-        "num_items_in_batch": torch.tensor(float(case.tokens if items is None else items)),
+        "num_items_in_batch": torch.tensor(float(mask.sum() if items is None else items)),
     }
-    value = kind._compute_loss(light, light.model, inputs)
-    (gradient,) = torch.autograd.grad(value, logp)
-    return float(value.detach()), gradient
 
 
 LOSS_TYPES = {
@@ -156,8 +168,8 @@ SEQUENCE = {
 """loss_type under importance_sampling_level=sequence -> changes of gspo@trl."""
 
 
-def losses(case: Case) -> Iterator[Found]:
-    """Every shared loss."""
+def losses(case: Case, cut: Case) -> Iterator[Found]:
+    """Every shared loss; of `cut` the truncated responses are masked, as mask_truncated_completions does before the loss."""
 
     def found(
         call: str, mode: str, preset: str, changes: dict[str, Any], kind: type = GRPOTrainer, **options: Any
@@ -184,6 +196,9 @@ def losses(case: Case) -> Iterator[Found]:
             yield found("GRPOTrainer", name, "grpo@trl", {"weighting": weighting, "penalties": [penalty]}, **options)
     yield found("RLOOTrainer", "its own", "rloo@trl", {}, RLOOTrainer)
     yield found("GMPOTrainer", "its own", "gmpo@trl", {}, GMPOTrainer)
+    value, gradient = loss(GRPOTrainer, cut, epsilon_high=0.28)
+    note = "epsilon_high=0.28, mask_truncated_completions"
+    yield Found("loss", "GRPOTrainer", "dapo", "dapo@trl", gradient, value, where="cut", note=note)
 
 
 def estimate(kind: type, case: Case, **options: Any) -> Tensor:

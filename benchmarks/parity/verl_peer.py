@@ -87,6 +87,7 @@ def losses(case: Case) -> Iterator[Found]:
             yield Found("loss", name, mode, preset, gradient, value, made, note=words(options))
     yield from covariances(case)
     yield from penalties(case)
+    yield value_loss(case)
 
 
 def covariances(case: Case) -> Iterator[Found]:
@@ -110,6 +111,16 @@ COVARIANCES: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
     ),
 }
 """Loss mode -> verl's options, our changes."""
+
+
+def value_loss(case: Case) -> Found:
+    """The critic's clipped loss with verl's default bound."""
+    value = case.new_value.clone().requires_grad_()
+    loss, _ = core_algos.compute_value_loss(value, case.returns, case.value, case.mask.double(), 0.5)
+    (gradient,) = torch.autograd.grad(loss, value)
+    return Found(
+        "critic", "compute_value_loss", "", "ppo@verl", gradient, float(loss.detach()), note="cliprange_value=0.5"
+    )
 
 
 KLS = {"k2": "k2", "k3": "k3", "k3+": "k3_straight_through"}
