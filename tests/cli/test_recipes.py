@@ -123,6 +123,21 @@ def test_the_code_is_that_of_the_components_in_order(covey_: Callable[..., Resul
     assert Path(file).read_text().splitlines()[int(line) - 1].lstrip().startswith(("def ", "@"))
 
 
+def test_code_that_is_in_no_file_is_named() -> None:
+    from covey.cli.recipe_text import code_parts
+    from covey.registry import _REGISTRY
+    from covey.stages.surrogates import Surrogate, component
+
+    made: dict[str, type[Surrogate]] = {}
+    exec("class Typed(base):\n    def __call__(self, log_ratio, live, batch): return 0", {"base": Surrogate}, made)
+    component("surrogate", "typed_in")(made["Typed"])
+    try:
+        parts = [str(part) for part in code_parts(recipes.get("grpo").but(surrogate=made["Typed"]()))]
+    finally:
+        del _REGISTRY["surrogate"]["typed_in"]
+    assert any(part.endswith("Typed.__call__: its source is in no file") for part in parts)
+
+
 def test_recipes_side_by_side(covey_: Callable[..., Result]) -> None:
     code, out, _ = covey_("diff", "grpo", "dr_grpo", "dapo")
     assert code == 0

@@ -269,6 +269,10 @@ def test_a_formula_in_the_terminal(latex: str, text: str) -> None:
     assert write_unicode(latex) == text
 
 
+def test_what_the_parser_does_not_know_stays_as_it_is() -> None:
+    assert write_unicode(r"\frac{a}{") == r"\frac{a}{"
+
+
 # The explanations as files
 
 

@@ -32,10 +32,16 @@ ENDS: tuple[Role, ...] = ("operand", "fraction", "close")
 
 
 def write_unicode(latex: str) -> str:
-    """The formula on one line: indices and powers lowered and raised, fractions with a slash and parentheses where needed."""
+    """The formula on one line: indices and powers lowered and raised, fractions with a slash and parentheses where needed.
+
+    LaTeX that the parser does not know stays as it is: it may come from anybody's component.
+    """
     from latex2mathml.converter import convert_to_element
 
-    return _write(convert_to_element(latex)).strip()
+    try:
+        return _write(convert_to_element(latex)).strip()
+    except Exception:  # the parser's errors have no class in common
+        return latex.strip()
 
 
 def _write(node: Any) -> str:

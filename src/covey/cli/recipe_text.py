@@ -88,12 +88,16 @@ def diff_data(names: Sequence[str], rows: Mapping[str, tuple[Any, ...]]) -> list
 def code_parts(recipe: Recipe) -> Iterator[Any]:
     """The functions of which the recipe is composed, in the order in which they run, each with file and line."""
     for number, (place, part) in enumerate(_composed(recipe)):
-        function = inspect.unwrap(type(part).admits if hasattr(part, "admits") else type(part).__call__)
-        lines, start = inspect.getsourcelines(function)
+        function = inspect.unwrap(getattr(type(part), "admits", None) or type(part).__call__)
         chosen = ", ".join(f"{key}={_brief(value)}" for key, value in plain(part).items() if key != "kind")
         if number:
             yield ""
-        yield Text.assemble((f"# {place}: {part.kind}", "bold"), f"({chosen})" if chosen else "", style="")
+        yield Text.assemble((f"# {place}: {part.kind}", "bold"), f"({chosen})" if chosen else "")
+        try:
+            lines, start = inspect.getsourcelines(function)
+        except OSError:  # typed in by hand
+            yield Text(f"# {function.__module__}.{function.__qualname__}: its source is in no file", style="dim")
+            continue
         yield Text(f"# {_near(inspect.getsourcefile(function) or '?')}:{start}", style="dim")
         yield _show_code(inspect.cleandoc("\n" + "".join(lines)))
 
