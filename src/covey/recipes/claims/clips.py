@@ -110,6 +110,8 @@ def dynamic_sampling(seed: int) -> Mapping[str, float]:
         "batches without - with": reached(plain, 0.9) - reached(refill, 0.9),
         "batches with": reached(refill, 0.9),
         "batches without": reached(plain, 0.9),
+        "share of trained tokens without advantage, with": area(refill[1:], "advantage/zero_frac"),
+        "share of trained tokens without advantage, without": area(plain[1:], "advantage/zero_frac"),
     }
 
 
