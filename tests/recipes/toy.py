@@ -27,6 +27,7 @@ class Toy:
     def __init__(self, seed: int) -> None:
         self.draw, self.noise = (torch.Generator().manual_seed(seed + at) for at in (0, 10_000))
         self.table = torch.zeros(PROMPTS, LENGTH, WORDS, dtype=torch.float64, requires_grad=True)
+        self.values = torch.zeros(PROMPTS, LENGTH, dtype=torch.float64, requires_grad=True)
 
     def answer(self, prompt: int) -> tuple[int, ...]:
         """What is right: another word at each place."""
@@ -57,16 +58,18 @@ class Toy:
         return Group(f"p{prompt}#{visit}", Prompt(f"p{prompt}", (), None, "toy"), (prompt,), tuple(rollouts))
 
     def forward(self, batch: Batch, table: Tensor) -> Live:
-        """logp and entropy of every token."""
+        """logp, entropy and value of every token."""
         prompt = torch.tensor([batch.prompts[int(group)][0] for group in batch.group])
         logp = table[prompt].log_softmax(-1)
         entropy = -(logp.exp() * logp).sum(-1)
-        return Live(logp.gather(-1, batch.tokens[..., None]).squeeze(-1), {"entropy": entropy})
+        found = {"entropy": entropy, "value": self.values[prompt]}
+        return Live(logp.gather(-1, batch.tokens[..., None]).squeeze(-1), found)
 
     def columns(self, batch: Batch) -> Mapping[str, Tensor]:
         """What recipes may need; the reference is the policy at the start."""
         noise = torch.rand(batch.mask.shape, generator=self.noise, dtype=torch.float64)
-        return {"noise": noise, "ref_logp": self.forward(batch, torch.zeros_like(self.table)).logp.detach()}
+        first = self.forward(batch, torch.zeros_like(self.table))
+        return {"noise": noise, "ref_logp": first.logp.detach(), "value": first.outputs["value"].detach().clone()}
 
 
 def passes(recipe: Recipe) -> int:
@@ -81,7 +84,7 @@ def passes(recipe: Recipe) -> int:
 def learn(recipe: Recipe, *, seed: int = 0, steps: int = 40, lr: float = 0.1, sign: float = 1.0) -> float:
     """Success after some steps; `sign` -1 turns the gradient around."""
     toy, states = Toy(seed), dict[str, State](initial_states(recipe))
-    optimizer = torch.optim.Adam([toy.table], lr=lr)
+    optimizer = torch.optim.Adam([toy.table, toy.values], lr=lr)
     for _ in range(steps):
         groups = [group for group in toy.groups() if all(part.admits(group) for part in recipe.admit)]
         if not groups:
@@ -95,6 +98,8 @@ def learn(recipe: Recipe, *, seed: int = 0, steps: int = 40, lr: float = 0.1, si
             loss, metrics = objective(recipe, Live(live.logp, wanted), step, states)
             optimizer.zero_grad()
             (sign * loss).backward()
+            if recipe.critic is not None and recipe.joint_critic is None:
+                recipe.critic.loss(live, step)[0].backward()
             optimizer.step()
             states = advance(recipe, states, metrics)
     return toy.success()
