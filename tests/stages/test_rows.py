@@ -222,6 +222,20 @@ def test_an_outcome_that_the_reward_does_not_have_is_refused() -> None:
         Informative(outcome="rihgt").admits(group_of({"right": 1.0}, {"right": 0.0}))
 
 
+def test_graded_outcomes_are_right_from_a_threshold() -> None:
+    """0 < number of right ones < number of scored ones."""
+    part = Informative(threshold=0.5)
+    assert part.admits(group_of({"right": 0.5}, {"right": 0.4}))
+    assert not part.admits(group_of({"right": 0.9}, {"right": 0.5}))
+    assert not part.admits(group_of({"right": 0.1}, {"right": 0.4}, None))
+    assert not part.admits(group_of({"right": 0.9}))
+    assert Informative().admits(group_of({"right": 0.9}, {"right": 0.5}))
+    assert "0.5" in part.latex()
+    assert "-" in Informative().latex()
+    with pytest.raises(ConfigError, match=r"recipe.admit.informative.tolerance: nobody reads it beside a threshold"):
+        Informative(threshold=0.5, tolerance=0.1)
+
+
 # Sums
 
 
