@@ -60,21 +60,16 @@ Watch: length of right and wrong answers, shaper/kl_to_go.
 """,
     ),
     (
-        gspo.but(
-            **{"advantage.eps": 1e-9},
-            name="gspo@openrlhf",
-            shapers=(KL,),
-            surrogate=Clip(low=0.2, high=0.2),
-            ratio=gspo.ratio,
-        ),
-        """GSPO by OpenRLHF 0.11.2's policy_loss_type=gspo with group_norm and else its defaults (arXiv 2507.18071): a mean
-over responses as in the paper, a band of 0.2, and a KL per token in the reward.
+        gspo.but(**{"advantage.eps": 1e-9}, name="gspo@openrlhf", surrogate=Clip(low=0.2, high=0.2)),
+        """GSPO by OpenRLHF 0.11.2's policy_loss_type=gspo with group_norm and algo.kl.init_coef=0 (arXiv 2507.18071): a mean
+over responses as in the paper, in GRPO's wide band.
 
-A_t = (R - mean_group) / (std_group + 1e-9) - 0.01 sum from t on of (log pi_old - log pi_ref);  s as GSPO;
-loss = mean over responses of the token mean of -min(s A_t, clip(s, 1 -+ 0.2) A_t).
+A = (R - mean_group) / (std_group + 1e-9);  s = exp(mean over the response of log rho);
+loss = mean over responses of -min(s A, clip(s, 1 -+ 0.2) A).
 
 Use: to go on with a run of OpenRLHF.
-Avoid: its correction for the sampler, which enters the sequence ratio itself there (`recipe.ratio.anchor=sampled`).
+Avoid: its default KL of 0.01, which gives every token an advantage of its own: under a sequence ratio each token then gets the
+mean of all, which is not the policy gradient even at ratio 1. Nor its correction for the sampler, which enters the ratio itself.
 Watch: clip/low and clip/high, which stay near 0 in this band.
 """,
     ),
