@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from covey import functional, recipes
 from covey.batch import Batch, Live
 from covey.errors import ConfigError
+from covey.models import find_model
 from covey.proof.data import Policy, distance
 from covey.recipes.recipe import Recipe
 from covey.stages.credit import credit, initial_states, weigh
@@ -216,3 +219,26 @@ def test_the_same_on_a_gpu(name: str) -> None:
     found = functional.loss(recipe, **moved, **more, columns={key: value.cuda() for key, value in columns.items()})
     assert found.is_cuda
     assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_the_lines_for_trl_run_inside_trl(tmp_path: Any) -> None:
+    """Where TRL is installed the page's trainer takes two steps on the embedded model."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    page = Path(__file__).parent.parent / "docs" / "functional.md"
+    (code,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.M | re.S)
+    words: dict[str, Any] = {}
+    exec(code, words)
+    rows = datasets.Dataset.from_dict({"prompt": ["1+1=", "2+2=", "3+1=", "4+4="] * 4})
+    options = {
+        "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8, "max_steps": 2, "use_cpu": True,
+        "report_to": [], "logging_steps": 1, "save_strategy": "no", "bf16": False,
+    }  # fmt: skip
+    trainer = words["CoveyTrainer"](
+        model=str(find_model("tiny")),
+        reward_funcs=lambda completions, **_: [float(len(text) % 3) for text in completions],
+        args=trl.GRPOConfig(output_dir=str(tmp_path), **options),
+        train_dataset=rows,
+    )
+    trainer.train()
+    assert all(entry["grad_norm"] > 0 for entry in trainer.state.log_history if "loss" in entry)
