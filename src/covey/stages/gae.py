@@ -15,6 +15,7 @@ from covey.registry import Per, component
 from covey.stages.advantages import Advantage
 from covey.stages.masked import broadcast, divide, masked
 from covey.stages.mix import last_tokens
+from covey.stages.tex import number
 from covey.types import STOPS, Stop
 
 
@@ -41,12 +42,12 @@ class Gae(Advantage):
         return ("value", "value_end") if self.bootstrap_truncated else ("value",)
 
     def latex(self) -> str:
-        """The formula with these options."""
-        end = r"V_{t^+}=V_{T+1}\text{ after a cut, else }0" if self.bootstrap_truncated else "V_{t^+}=0"
+        """The advantage, what it sums, and the returns, with these options."""
+        end = r"V_{T+1}\text{ after a cut, else }0" if self.bootstrap_truncated else "0"
+        later, decay = _times(self.gamma, r"V_{n,t^+}"), _times(self.gamma * self.lam, r"A_{n,t^+}")
         return (
-            rf"\delta_{{n,t}} + {self.gamma * self.lam:g}\,A_{{n,t^+}},\quad "
-            rf"\delta_{{n,t}} = R_{{n,t}} + {self.gamma:g}\,V_{{n,t^+}} - V_{{n,t}}\quad "
-            rf"(A_{{t^+}}=0,\ {end}\text{{ after the last token}})"
+            rf"\delta_{{n,t}}{decay},\quad \delta_{{n,t}} = R_{{n,t}}{later} - V_{{n,t}},\quad "
+            rf"\mathrm{{ret}}_{{n,t}} = A_{{n,t}}+V_{{n,t}}\quad (A_{{t^+}}=0,\ V_{{t^+}}={end}\text{{ after the last token}})"
         )
 
     def exemptions(self) -> dict[str, str]:
@@ -87,3 +88,8 @@ class Gae(Advantage):
             "critic/return_mean": mean(float(returns.sum()), tokens),
             "critic/explained_variance": mean(explained, float(spread > 0)),
         }
+
+
+def _times(factor: float, symbol: str) -> str:
+    """`+ factor symbol` as LaTeX; nothing where the factor is 0."""
+    return "" if factor == 0 else f" + {'' if factor == 1 else number(factor)}{symbol}"

@@ -13,6 +13,7 @@ from covey.batch import Credited, Live
 from covey.metrics import Metrics, mean
 from covey.registry import Component, component
 from covey.stages.masked import masked
+from covey.stages.tex import number
 from covey.stages.weighting import TokenMean
 
 
@@ -78,7 +79,7 @@ class Critic(Component):
         free = r"(V^\theta_{n,t}-\mathrm{ret}_{n,t})^2"
         if self.clip is None:
             return rf"\frac{{1}}{{2T}}\sum_{{n,t}} {free}"
-        moved = rf"V_{{n,t}}+\mathrm{{clip}}(V^\theta_{{n,t}}-V_{{n,t}},-{self.clip:g},{self.clip:g})"
+        moved = rf"V_{{n,t}}+\mathrm{{clip}}(V^\theta_{{n,t}}-V_{{n,t}},-{number(self.clip)},{number(self.clip)})"
         return rf"\frac{{1}}{{2T}}\sum_{{n,t}} \max\big({free},\ ({moved}-\mathrm{{ret}}_{{n,t}})^2\big)"
 
 
@@ -104,7 +105,7 @@ class SharedCritic(Critic):
 
     def latex(self) -> str:
         """The term that is added to the policy's loss."""
-        return rf"{self.coef:g}\cdot {super().latex()}"
+        return rf"{number(self.coef)}\cdot {super().latex()}"
 
 
 def _counted(batch: Credited) -> Tensor:
