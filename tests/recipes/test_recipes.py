@@ -279,6 +279,8 @@ def test_a_dump_with_a_hole_is_refused() -> None:
 
 
 BROKEN: dict[str, dict[str, Any]] = {
+    "value_without_critic": {"advantage": "gae"},
+    "critic_unread": {"critic": "separate"},
     "k1_as_loss": {"penalties.kl.estimator": "k1"},
     "sequence_ratio_token_mean": {"ratio": SequenceRatio(), "weighting": "token_mean"},
     "geometric_mean_per_token": {"surrogate": "geometric_mean", "advantage": "gae", "critic": "separate"},
