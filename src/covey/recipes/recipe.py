@@ -92,7 +92,7 @@ class Recipe(Value):
         if self.reference.kind != "initial" and "ref_logp" not in self.needs():
             found = f"'{self.reference.kind}', but no component reads the reference"
             raise ConfigError("recipe.reference", found, "Leave it out, or add one that does, e.g. penalty kl.")
-        inner = [part for outer in self.components() for part in _nested(outer) if part is not outer]
+        inner = [part for outer in self.components() for part in nested(outer) if part is not outer]
         for part in (self.weighting, *inner):
             if part.initial():
                 raise ConfigError(
@@ -137,12 +137,12 @@ class Recipe(Value):
 
     def needs(self) -> tuple[str, ...]:
         """The columns that its components, and the components inside these, need; without repeats."""
-        parts = [inner for part in self.components() for inner in _nested(part)]
+        parts = [inner for part in self.components() for inner in nested(part)]
         return tuple(dict.fromkeys(name for part in parts for name in part.columns()))
 
     def exemptions(self) -> dict[str, str]:
         """Properties of `covey prove` that its components, and those inside these, break on purpose, with the reasons."""
-        parts = [inner for part in self.components() for inner in _nested(part)]
+        parts = [inner for part in self.components() for inner in nested(part)]
         return {name: reason for part in parts for name, reason in part.exemptions().items()}
 
     def but(self, **changes: Any) -> Recipe:
@@ -204,14 +204,14 @@ def _kind(item: Any) -> str:
     return str(item.get("kind", "?") if isinstance(item, Mapping) else getattr(item, "kind", item))
 
 
-def _nested(part: Component) -> Iterator[Component]:
+def nested(part: Component) -> Iterator[Component]:
     """A component and all components among its fields."""
     yield part
     for name in type(part).model_fields:
         value = getattr(part, name)
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, Component):
-                yield from _nested(inner)
+                yield from nested(inner)
 
 
 def _changed(value: Any, path: list[str], new: Any, where: str) -> Any:
