@@ -177,24 +177,31 @@ def three_leave_one_outs() -> Row:
 
 def several_turns() -> Row:
     """Whether a tool's token cuts a return."""
-    base = tiny((6,), reward=[[1.0]])
-    case = with_(base, mask=torch.tensor([[True, True, False, False, True, True]]))
+    mask = torch.tensor([[True, True, False, False, True, True]])
+    case = with_(tiny((6,), reward=[[1.0]]), mask=mask, value=torch.full((1, 6), 0.5, dtype=torch.float64))
     rewards, config = verl_peer.token_rewards(case), AlgoConfig(gamma=1.0)
-    call = core_algos.get_adv_estimator_fn("reinforce_plus_plus")
-    _, verl = call(token_level_rewards=rewards, response_mask=case.mask.double(), config=config)
+    inputs = {"token_level_rewards": rewards, "response_mask": mask.double()}
+    _, verl = core_algos.get_adv_estimator_fn("reinforce_plus_plus")(**inputs, config=config)
+    _, learned = core_algos.get_adv_estimator_fn("gae")(**inputs, values=case.value, gamma=1.0, lam=0.5)
     maker = openrlhf_peer.MAKER.RemoteExperienceMaker
-    openrlhf = maker.get_cumulative_returns(SimpleNamespace(), rewards, case.mask, 1.0)
+    openrlhf = maker.get_cumulative_returns(SimpleNamespace(), rewards, mask, 1.0)
+    theirs, _ = maker.get_advantages_and_returns(SimpleNamespace(), case.value, rewards, mask, 1.0, 0.5)
     whole = recipes.get("grpo").but(advantage="return_to_go", penalties=())
+    critic = recipes.get("ppo@verl").but(shapers=(), **{"advantage.lam": 0.5})
     return Row(
         "D19",
         "returns across a tool's tokens",
-        "one response with mask 1 1 0 0 1 1 and reward 1 at its end: the return at each of the policy's tokens",
+        "one response with mask 1 1 0 0 1 1 and reward 1 at its end, values 0.5: the policy's tokens",
         (
-            ("verl 0.9.1", figures(verl[case.mask])),
-            ("OpenRLHF", figures(openrlhf[case.mask])),
-            ("covey `return_to_go`", figures(advantage(whole, case)[case.mask])),
+            ("verl 0.9.1 `reinforce_plus_plus`, returns", figures(verl[mask])),
+            ("OpenRLHF `reinforce`, returns", figures(openrlhf[mask])),
+            ("covey `return_to_go`", figures(advantage(whole, case)[mask])),
+            ("verl 0.9.1 `gae`, lam 0.5, before whitening", figures((learned - case.value)[mask])),
+            ("OpenRLHF `gae`, lam 0.5", figures(theirs[mask])),
+            ("covey `gae`, lam 0.5", figures(advantage(critic, case)[mask])),
         ),
-        "All three carry the return across. Older verl set it to 0 there: 0 0 before the tool's tokens.",
+        "All three carry returns across (older verl set them to 0 before a tool's tokens). With lam below 1 OpenRLHF's "
+        "recursion takes each of the tool's tokens for a step of its own with value 0; verl and covey pass over them.",
     )
 
 
