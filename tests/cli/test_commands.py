@@ -94,7 +94,7 @@ def test_public_names_are_there_on_demand() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["eval"], ["sft"], ["show"], ["recipes", "show"], ["config", "show"]]
+    "command", [[], ["train"], ["eval"], ["sft"], ["show"], ["recipes", "explain"], ["config", "show"]]
 )
 def test_help_fits_one_screen_and_has_an_example(covey_: Callable[..., Result], command: list[str]) -> None:
     code, out, err = covey_(*command, "--help")
@@ -132,7 +132,7 @@ def test_a_mistyped_command_or_option_is_understood(covey_: Callable[..., Result
 
 MISTAKES: dict[tuple[str, ...], tuple[int, str]] = {
     ("train", "stpes=3"): (2, "Did you mean 'steps'?"),
-    ("train", "recipe=dpo"): (2, "Did you mean 'dapo'?"),
+    ("train", "recipe=dapoo"): (2, "Did you mean 'dapo'?"),
     ("train", "steps=0"): (2, "budget.steps: got 0"),
     ("train", "--config", "nope.yaml"): (66, "nope.yaml: cannot be read (No such file or directory)"),
     ("train", "data=nope.jsonl"): (66, "nope.jsonl"),
@@ -149,7 +149,7 @@ MISTAKES: dict[tuple[str, ...], tuple[int, str]] = {
     ("eval", "nope", "model=tiny"): (2, "model: the model is nope already"),
     ("eval", "nope", "--samples", "0"): (2, "--samples"),
     ("show", "nope"): (66, "nope: does not exist"),
-    ("recipes", "show", "grop"): (2, "Did you mean 'grpo'?"),
+    ("recipes", "explain", "grop"): (2, "Did you mean 'grpo'?"),
     ("config", "show", "x=1"): (2, "there is no such key"),
     ("config", "schema", "budget.optmizer"): (2, "Did you mean 'budget.optimizer'?"),
     ("sft", "model=tiny", "out=y"): (2, "data: absent. Write data=VALUE."),

@@ -47,10 +47,8 @@ Examples:
   covey config schema                      every key: type, unit, range, default
 
 \b
-Exit codes:
-{CODES}
-
-COVEY_DEBUG=1 shows the traceback of a mistake."""
+Exit codes (COVEY_DEBUG=1 shows the traceback of a mistake):
+{CODES}"""
 
 app = typer.Typer(
     add_completion=False,
