@@ -59,7 +59,7 @@ class EndValues:
     def provide(self, batch: Batch) -> Mapping[str, Tensor]:
         """The column for these rows, by a forward pass of the truncated ones."""
         cut = (batch.stop == STOPS.index(Stop.LENGTH)).nonzero().squeeze(1)
-        ends = torch.zeros(batch.size, dtype=batch.old_logp.dtype)
+        ends = torch.zeros(batch.size, dtype=torch.float64)
         if len(cut):
             rows = _with_one_more(batch.rows(cut))
             value = self.score(rows, ("value",), self.temperature, CRITIC).outputs["value"]
