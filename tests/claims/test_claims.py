@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -65,6 +68,21 @@ def test_the_interval_is_students() -> None:
     """Mean 2, std 1, n 3: 2 -+ 4.303 / sqrt 3."""
     found = Interval.of([1.0, 2.0, 3.0])
     assert (round(found.low, 4), round(found.high, 4)) == (round(2 - 4.303 / 3**0.5, 4), round(2 + 4.303 / 3**0.5, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0], "1"),
+        ([1e-17], "< 1e-12"),
+        ([0.0], "0"),
+        ([0.012354], "0.012354"),
+        ([1.0, 1.0], "1"),
+        ([1.0, 2.0], "1.5 [-4.85, 7.85]"),
+    ],
+)
+def test_an_interval_is_written_with_what_is_known(values: list[float], text: str) -> None:
+    assert str(Interval.of(values)) == text
 
 
 def made(trial: Mapping[int, float], **changes: object) -> Claim:
@@ -157,8 +175,10 @@ def test_the_page_shows_what_was_found() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_rerun_gives_the_verdicts_of_the_page() -> None:
-    """Everything again, all seeds: the numbers are functions of the seeds, so the verdicts are those that are written."""
+    """Everything again, all seeds, as a command: the verdicts are those that are written."""
     text = PAGE.read_text(encoding="utf-8")
     written = dict(re.findall(r"^\| [^|]*\| \[([\w-]+)\]\(#[^|]*\|.*\| \**([a-z ]+?)\** \|$", text, re.M))
-    found = {claim.name: claim.run().verdict for claim in every().values()}
-    assert found == written
+    done = subprocess.run(
+        [sys.executable, "-m", "covey", "claims", "--json"], capture_output=True, text=True, check=True
+    )
+    assert {claim["name"]: claim["verdict"] for claim in json.loads(done.stdout)} == written

@@ -44,7 +44,9 @@ class Interval:
 
     def __str__(self) -> str:
         if self.high - self.low <= 4 * ROUNDING * max(1.0, abs(self.mean)):
-            return f"{self.mean:.6g}"
+            return (
+                f"{self.mean:.6g}" if abs(self.mean) >= 1e-12 or self.mean == 0 else "< 1e-12"
+            )  # rounding, not a number
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 

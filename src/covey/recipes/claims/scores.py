@@ -167,7 +167,7 @@ claims = (
         name="distinct-advantages",
         recipes=("gdpo",),
         says="Rewards normalised apart tell more outcomes from each other than their sum does.",
-        paper="More distinct advantage groups, growing with rollouts and rewards (arXiv 2601.05242, a figure). By count 14, 10, 7 at G = 4.",
+        paper="More distinct groups of advantages (arXiv 2601.05242, a figure). By count 14, 10, 7 at G = 4.",
         measures="distinct sorted advantage vectors of a group of 4, all assignments of two binary rewards, apart minus summed",
         trial=resolution,
     ),
