@@ -67,7 +67,7 @@ def keep(peer: str) -> dict[str, Any]:
 
 def entry(found: Found) -> dict[str, Any]:
     """One comparison as plain data."""
-    names = ("kind", "call", "mode", "preset", "loss", "changes", "where", "limit", "note")
+    names = ("kind", "call", "mode", "preset", "loss", "changes", "where", "limit", "note", "tokenwise")
     return {**{name: getattr(found, name) for name in names}, "tensor": found.tensor.tolist()}
 
 

@@ -34,6 +34,11 @@ class Case:
     limit: int
 
     @property
+    def token_advantage(self) -> Tensor:
+        """An advantage per token, of both signs within a row: the row's own, moved by the critic's values."""
+        return torch.where(self.mask, self.advantage[:, None] + 2 * self.value, 0.0)
+
+    @property
     def returns(self) -> Tensor:
         """What a critic is to learn: the row's reward on each of its tokens."""
         return torch.where(self.mask, self.reward.sum(1)[:, None], 0.0)

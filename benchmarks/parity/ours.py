@@ -23,7 +23,8 @@ class Found:
     """What a peer's function gave: a loss with its gradient by logp, or advantages [N T]; and whose preset must equal it.
 
     `call` names the peer's function, `mode` its aggregation; `preset` and `changes` make our recipe: `get(preset).but(...)`;
-    `where` names the batch, `limit` the difference that must not be exceeded (more only where the peer works in float32).
+    `where` names the batch, `tokenwise` says that each token has an advantage of its own, `limit` is the difference that must
+    not be exceeded (more than 1e-9 only where the peer works in float32).
     """
 
     kind: Literal["loss", "advantage", "critic"]
@@ -36,6 +37,7 @@ class Found:
     where: str = "ragged"
     limit: float = 1e-9
     note: str = ""
+    tokenwise: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -48,7 +50,10 @@ class Found:
         if self.kind == "advantage":
             gap = torch.where(case.mask, advantage(self.recipe, case) - self.tensor, 0.0)
             return float(gap.abs().max())
-        loss, gradient = (critic_loss if self.kind == "critic" else loss_and_gradient)(self.recipe, case)
+        if self.kind == "critic":
+            loss, gradient = critic_loss(self.recipe, case)
+        else:
+            loss, gradient = loss_and_gradient(self.recipe, case, case.token_advantage if self.tokenwise else None)
         return max(abs(loss - self.loss), float((gradient - self.tensor).abs().max()))
 
 

@@ -85,9 +85,26 @@ def losses(case: Case) -> Iterator[Found]:
             value, gradient = loss(name, case, mode, config=config)
             made = {**changes, "weighting": MODES[mode]} if heeds else changes
             yield Found("loss", name, mode, preset, gradient, value, made, note=words(options))
+    yield from per_token(case)
     yield from covariances(case)
     yield from penalties(case)
     yield value_loss(case)
+
+
+def per_token(case: Case) -> Iterator[Found]:
+    """Advantages that differ from token to token, as with a critic."""
+    config = actor(global_batch_info=batch_info(case))
+    pairs = {
+        "vanilla": "ppo@verl",
+        "gspo": "gspo@verl",
+        "cispo": "cispo@verl",
+        "sapo": "sapo@verl",
+        "dppo_tv": "dppo@verl",
+    }
+    for name, preset in pairs.items():
+        value, gradient = loss(name, case, "token-mean", config=config, per_token=case.token_advantage)
+        mode = "its own" if name == "sapo" else "token-mean"
+        yield Found("loss", name, mode, preset, gradient, value, note="an advantage per token", tokenwise=True)
 
 
 def covariances(case: Case) -> Iterator[Found]:

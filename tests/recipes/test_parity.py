@@ -64,6 +64,12 @@ def test_every_preset_is_compared() -> None:
     assert compared == {name for name in recipes.names() if name.split("@")[-1] in PEERS and "@" in name}
 
 
+def test_the_page_tells_of_every_comparison_and_disagreement() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+    assert f"**{sum(len(read(peer)[0]['found']) for peer in PEERS)} comparisons;" in text
+    assert all(f"### D{number}: " in text for number in range(1, 33))
+
+
 def test_exactness_is_the_rule() -> None:
     """Only what a peer is known to take in float32 may be further off than 1e-9."""
     rough = {(peer, entry["call"]) for peer in PEERS for entry in read(peer)[0]["found"] if entry["limit"] > 1e-9}
