@@ -42,7 +42,7 @@ def test_the_contract_covers_what_is_registered() -> None:
 
 @pytest.mark.parametrize("name", EVERYTHING)
 @pytest.mark.parametrize("prop", PROPERTIES)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(seed=st.integers(0, 10_000))
 def test_it_holds(prop: str, name: str, seed: int) -> None:
     """Every property of `covey prove`, for every registered recipe and a recipe around every registered component."""
