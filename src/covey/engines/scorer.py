@@ -12,7 +12,7 @@ from covey.batch import Batch
 from covey.collect.rows import rows as rows_of
 from covey.engines.attention import KEYWORD, decoder_of, layers_of, prepare
 from covey.engines.head import LogitHead, score_tokens
-from covey.engines.packed import pack
+from covey.engines.packed import Packed, pack
 from covey.engines.plain import plain_logp
 from covey.engines.precision import precision
 from covey.engines.sampler import HFSampler
@@ -46,12 +46,12 @@ class Scorer(nn.Module):
 
     def forward(self, rows: Batch, *, outputs: Sequence[str] = (), temperature: float = 1.0) -> dict[str, Tensor]:
         """`logp` and the named outputs, each [N T] with gradient, 0 where `rows.mask` is False (float32 or float64)."""
-        states, target = read_states(decoder_of(self.model), rows)
+        states, packed = read_states(decoder_of(self.model), rows)
         headed = self.value_head is not None and "value" in outputs
         found = score_tokens(
             LogitHead(self.model),
             states,
-            target,
+            packed.target,
             vocabulary=self.model.config.get_text_config().vocab_size,  # type: ignore[union-attr, operator]
             temperature=temperature,
             outputs=[name for name in outputs if not (headed and name == "value")],
@@ -61,8 +61,8 @@ class Scorer(nn.Module):
         return {name: spread(value, rows.mask) for name, value in found.items()}
 
 
-def read_states(decoder: nn.Module, rows: Batch) -> tuple[Tensor, Tensor]:
-    """The hidden state [L H] from which each predicted token is read (row-major over the mask), and these tokens [L]."""
+def read_states(decoder: nn.Module, rows: Batch) -> tuple[Tensor, Packed]:
+    """The hidden state [L H] from which each predicted token is read (row-major over the mask), and how rows were packed."""
     packed = pack(rows)
     with precision(decoder):
         hidden = decoder(
@@ -71,7 +71,7 @@ def read_states(decoder: nn.Module, rows: Batch) -> tuple[Tensor, Tensor]:
             use_cache=False,
             **{KEYWORD: packed.layout},
         ).last_hidden_state[0]
-    return nn.functional.embedding(packed.source, hidden), packed.target
+    return nn.functional.embedding(packed.source, hidden), packed
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
