@@ -17,7 +17,7 @@ import torch
 from covey import recipes
 from covey.errors import ConfigError
 from covey.recipes.claims import every, find
-from covey.recipes.claims.claim import Claim, Interval, Near, Positive
+from covey.recipes.claims.claim import AtLeast, Claim, Interval, Near, Positive
 from covey.recipes.claims.page import write_page
 
 torch.set_num_threads(1)
@@ -62,6 +62,12 @@ def test_a_direction_is_judged_by_where_0_lies(values: list[float], verdict: str
 )
 def test_a_number_is_judged_by_where_its_room_lies(values: list[float], verdict: str) -> None:
     assert Near(1, 0.1)(Interval.of(values)) == verdict
+
+
+def test_what_is_not_to_be_lost_is_judged_by_what_may_be_lost() -> None:
+    assert [AtLeast(-0.02)(Interval(0, low, high)) for low, high in ((-0.01, 0.5), (-0.03, 0.1), (-0.9, -0.03))] == [
+        "reproduced", "not seen", "contradicted",
+    ]  # fmt: skip
 
 
 def test_the_interval_is_students() -> None:

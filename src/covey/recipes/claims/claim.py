@@ -91,6 +91,21 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
+class AtLeast:
+    """The claim is that something is not lost: reproduced if the interval lies above the number, contradicted if below."""
+
+    number: float
+
+    def __call__(self, found: Interval) -> Verdict:
+        """The verdict by where the number lies."""
+        shift = self.number
+        return Positive()(Interval(found.mean - shift, found.low - shift, found.high - shift))
+
+    def __str__(self) -> str:
+        return f"> {self.number:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What a claim's trials gave: the judged interval, what stands beside it, the verdict, and the processor's seconds."""
 

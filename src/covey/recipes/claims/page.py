@@ -16,8 +16,9 @@ bandits and tables by enumeration, the rest by training policies of a few hundre
 The rule of a verdict is part of its claim and does not change with the numbers. A claim of a direction is **reproduced** if the
 95 % interval over seeds (Student's t; of paired differences where two recipes are compared) lies above 0, **not seen** if it
 holds 0, **contradicted** if it lies below. A claim of a number is reproduced if the interval lies within the room that is given,
-contradicted if it lies wholly outside. Numbers without an interval are exact: nothing is drawn. Claims about ratios and
-surrogates train with four optimizer steps per batch, because with one all of them have the same gradient.
+contradicted if it lies wholly outside; one that something is not lost asks for an interval above the number that may be lost.
+Numbers without an interval are exact: nothing is drawn. Claims about ratios and surrogates train with four
+optimizer steps per batch, because with one all of them have the same gradient.
 
 *Not seen* and *contradicted* speak of this scale only: a table of logits is no language model, and the papers' numbers are of
 models a million times larger. Nothing was tuned until it agreed.
@@ -29,7 +30,11 @@ def write_page(findings: Sequence[Finding]) -> str:
     count = Counter(found.verdict for found in findings)
     said = ", ".join(f"{count[word]} {word}" for word in ("reproduced", "not seen", "contradicted"))
     seconds = sum(found.seconds for found in findings)
-    lines = [HEAD, f"{len(findings)} claims: {said}. {seconds:.0f} s of one thread in all.", ""]
+    lines = [
+        HEAD,
+        f"{len(findings)} claims: {said}. {seconds:.0f} s of one thread in all; runs that claims share are counted once.",
+        "",
+    ]
     lines += ["| recipe | claim | measured | expected | seeds | s | verdict |", "|---|---|---|---|---|---|---|"]
     lines += [_row(found) for found in findings]
     for found in findings:
