@@ -73,7 +73,10 @@ def diff_parts(names: Sequence[str], rows: Mapping[str, tuple[Any, ...]]) -> lis
         shown = [Text("-" if value is ABSENT else _brief(value)) for value in row]
         for cell, value in zip(shown, row, strict=True):
             cell.stylize("dim" if value is ABSENT else "bold" if stage else "")
-        table.add_row(Text(path, style="bold" if stage else ""), *shown)
+        owner, _, last = path.rpartition(".")
+        inner = any(other.startswith(f"{path}.") for other in rows)
+        name = f"  .{last}" if owner in rows and not inner else path  # right below its component
+        table.add_row(Text(name, style="bold" if stage else ""), *shown)
     return [table]
 
 
