@@ -40,7 +40,8 @@ The learning rate is below the task's default of 7e-4, at which `reinforce` fall
 """
 
 CHANGES: dict[str, dict[str, Any]] = {
-    name: {"ratio": "token", "surrogate": {"kind": "detached_weight", "high": 2.0}} for name in ("maxrl", "reinforce", "rloo")
+    name: {"ratio": "token", "surrogate": {"kind": "detached_weight", "high": 2.0}}
+    for name in ("maxrl", "reinforce", "rloo")
 }
 """What a method's own text changes once a batch serves several steps: without a ratio only the first one is right."""
 

@@ -112,7 +112,9 @@ def test_functions_take_few_parameters() -> None:
     for path in files():
         for node in functions(path):
             spec = node.args
-            tensors = () if path == SOURCE / "functional.py" else spec.kwonlyargs  # there a parameter is a tensor by name
+            tensors = (
+                () if path == SOURCE / "functional.py" else spec.kwonlyargs
+            )  # there a parameter is a tensor by name
             names = [a.arg for a in (*spec.posonlyargs, *spec.args, *tensors) if a.arg not in ("self", "cls")]
             typer = (path.parent / path.name).relative_to(SOURCE).parts[0] == "cli"  # there a parameter is an option
             if len(names) > MAX_PARAMETERS and not typer:

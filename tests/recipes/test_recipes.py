@@ -259,7 +259,10 @@ def test_but_leaves_the_original_alone() -> None:
         ({"weighting": 3}, "recipe.weighting: 3 is no weighting. Give a kind: "),
         ({"penalties": ("kl", "kl")}, "recipe.penalties: a kind occurs twice. Members are addressed by kind"),
         ({"mix.shaping": "soft"}, "recipe.mix.shaping: there is no shaping 'soft'."),
-        ({"advantage.scale": "grp"}, "recipe.advantage.scale: got 'grp'. Input should be 'none', 'group', 'batch', 'batch_centered' or 'mean'."),
+        (
+            {"advantage.scale": "grp"},
+            "recipe.advantage.scale: got 'grp'. Input should be 'none', 'group', 'batch', 'batch_centered' or 'mean'.",
+        ),
         ({"advantage.scale": "none", "advantage.eps": 1e-3}, "recipe.advantage.eps: nobody reads it with scale=none."),
         ({"waivers": ("k1",)}, "recipe.waivers: there is no refusal 'k1'. Known: "),
     ],
