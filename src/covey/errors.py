@@ -92,10 +92,12 @@ EXIT_CODES = {
 }
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """A sentence that proposes the option nearest to `name`, or lists the options when none is near."""
+def did_you_mean(name: str, options: Iterable[str], *, otherwise: str = "") -> str:
+    """A sentence that proposes the option nearest to `name`; when none is near `otherwise`, or a list of the options."""
     known = sorted(set(options))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"Did you mean '{near[0]}'?"
+    if otherwise:
+        return otherwise
     return f"Known: {', '.join(known)}." if known else ""

@@ -366,7 +366,7 @@ def as_recipe(value: Any) -> Recipe:
     if isinstance(value, str):
         return recipes.get(value)
     if not isinstance(value, Mapping):
-        raise ConfigError("recipe", f"got {value!r:.40}", f"Give a name: {', '.join(recipes.names())}.")
+        raise ConfigError("recipe", f"got {value!r:.40}", f"Give a name; {recipes.LISTED}")
     name = value.get("name", recipes.DEFAULT)
     if name in recipes.names():
         return recipes.get(name).but(**flatten(value))

@@ -14,6 +14,7 @@ from covey.recipes import peers
 from covey.recipes.recipe import Recipe
 
 DEFAULT = "dr_grpo"
+LISTED = "`covey recipes list` shows what there is."
 Described = dict[str, tuple[Recipe, str]]
 """Recipes by name, each with what there is to know of it."""
 
@@ -62,7 +63,7 @@ def get(name: str) -> Recipe:
     if name in _shipped():  # an installed package asks for these while its own recipes are being loaded
         return _shipped()[name][0]
     if name not in _all():
-        raise ConfigError("recipe", f"there is no recipe '{name}'", did_you_mean(name, names()))
+        raise ConfigError("recipe", f"there is no recipe '{name}'", did_you_mean(name, names(), otherwise=LISTED))
     return _all()[name][0]
 
 
@@ -72,4 +73,4 @@ def describe(name: str) -> str:
     return _all()[name][1]
 
 
-__all__ = ["DEFAULT", "Recipe", "describe", "get", "names"]
+__all__ = ["DEFAULT", "LISTED", "Recipe", "describe", "get", "names"]
