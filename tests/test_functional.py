@@ -19,6 +19,8 @@ from covey.errors import ConfigError
 from covey.models import find_model
 from covey.proof.data import Policy, distance
 from covey.recipes.recipe import Recipe
+from covey.registry import State
+from covey.stages.corrections import TruncatedImportance
 from covey.stages.credit import credit, initial_states, weigh
 from covey.stages.objective import objective, outputs
 from covey.types import STOPS, Stop
@@ -131,6 +133,55 @@ def test_nothing_is_refused() -> None:
             recipe, **tensors, ref_logp=tensors["old_logp"], entropy=entropy, outputs=others, columns=columns
         )
         assert bool(found.isfinite())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_that_the_sampler_could_not_measure_leaves_the_mask(name: str) -> None:
+    recipe = recipes.get(name)
+    policy, batch = plain_case(recipe, 3)
+    row, token = (int(index[0]) for index in torch.nonzero(batch.mask, as_tuple=True))
+    mask = batch.mask.clone()
+    mask[row, token] = False
+    advantage = (
+        torch.where(batch.mask, 1.0, 0.0).double() * torch.tensor([(-1.0) ** n for n in range(batch.size)])[:, None]
+    )
+    for blank in ("old_logp", "sampled_logp"):
+        found, gradients = [], []
+        for shown, value in ((batch.mask, -math.inf), (mask, 0.0)):
+            logp = {"old_logp": batch.old_logp.clone(), "sampled_logp": batch.sampled_logp.clone()}
+            logp[blank][row, token] = value
+            live = policy.forward(batch, outputs(recipe))
+            others = dict(live.outputs)
+            loss = functional.loss(
+                recipe, logp=live.logp, advantage=advantage, mask=shown, group=batch.group, entropy=others.pop("entropy", None),
+                outputs=others, **logp, **given(batch),
+            )  # fmt: skip
+            found.append(float(loss.detach()))
+            gradients.append(policy.gradient(loss))
+        assert found[0] == pytest.approx(found[1], rel=1e-12)
+        assert distance(gradients[0], gradients[1]) <= 1e-12
+
+
+class Counted(TruncatedImportance):
+    """A correction with state."""
+
+    def initial(self) -> State:
+        return {"seen": 0}
+
+    def __call__(self, batch: Batch, state: State | None = None) -> Any:
+        return super().__call__(batch), {"seen": (state or self.initial())["seen"] + 1}
+
+
+def test_a_correction_with_state_is_as_at_its_first_step() -> None:
+    dapo, tensors = recipes.get("dapo"), simple()
+    plain = {name: getattr(dapo, name) for name in type(dapo).model_fields}
+    tensors["sampled_logp"] = tensors["old_logp"] - 0.1
+    losses = [
+        functional.loss(Recipe(**{**plain, "corrections": (part,)}), **tensors)
+        for part in (TruncatedImportance(), Counted())
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], functional.loss(dapo, **tensors))
 
 
 def test_garbage_outside_the_mask_is_not_read() -> None:

@@ -19,7 +19,7 @@ from covey import recipes
 from covey.batch import Batch, Credited, Keep, Live
 from covey.errors import ConfigError
 from covey.recipes.recipe import Recipe
-from covey.stages.credit import credit, initial_states, weigh
+from covey.stages.credit import call, credit, initial_states, weigh
 from covey.stages.masked import broadcast, masked
 from covey.stages.objective import objective
 from covey.types import STOPS, Stop
@@ -45,7 +45,8 @@ def loss(
     """The loss of one optimizer step: the recipe's ratio, surrogate, penalties and weighting on the tensors given.
 
     Differentiable in `logp`, `entropy` and `outputs`. Row n is one response, position t speaks of predicting its token t; where
-    `mask` is False nothing is read. Pass all rows of an optimizer step: means are over what is given.
+    `mask` is False nothing is read, and a token whose `old_logp` or `sampled_logp` is not finite leaves the mask, as in a run.
+    Pass all rows of an optimizer step: means are over what is given.
 
     Absent: `group` means that all rows answer one prompt, `sampled_logp` that the sampler was the old policy, and `max_tokens`,
     the token budget by which some weightings divide, is T. `columns` are further tensors per token that a component reads
@@ -57,13 +58,13 @@ def loss(
     made = {**(columns or {}), **({} if ref_logp is None else {"ref_logp": ref_logp})}
     sampled = old_logp if sampled_logp is None else sampled_logp
     batch = _rows(mask, old_logp, sampled, group, max_tokens).with_(columns=_detached(made))
-    worth = broadcast(advantage, mask) if advantage.dim() == 1 else masked(advantage, mask)
-    worth = worth.detach().cpu().double()
+    given = advantage.detach().cpu().double()
+    worth = broadcast(given, batch.mask) if given.dim() == 1 else masked(given, batch.mask)
     factor = broadcast(torch.ones(batch.size, dtype=torch.float64), batch.mask)
     states = initial_states(chosen)
     with _naming("loss", chosen):
         for part in chosen.corrections:
-            factor = factor * part(batch)  # type: ignore[operator]
+            factor = factor * call(part, states, batch)
         columns = {**batch.columns, "correction": factor}
         credited = Credited(**{**vars(batch), "columns": columns}, advantage=worth, weight=torch.zeros_like(factor))
         step = _move(weigh(chosen, credited), logp.device)
@@ -87,8 +88,9 @@ def advantage(
 ) -> Float[Tensor, "N T"]:
     """What each token is worth: the recipe's mix, filters, advantage and shapers over one rollout batch.
 
-    Rows that a filter takes out of the loss get 0; they stay in the denominators of `loss` unless the caller unmasks them. The
-    same dtype and device as `reward`; no gradient. A reward that could not be scored is NaN: its row gets 0.
+    Rows that a filter takes out of the loss get 0; they stay in the denominators of `loss` unless the caller unmasks them, and
+    under a surrogate with one value per group (a residual) they stay in their group too: unmask them there. The same dtype and
+    device as `reward`; no gradient. A reward that could not be scored is NaN: its row gets 0.
 
     `reward` [N K] has components, called `names` and weighing 1 each unless the recipe weighs them. `values` are a critic's,
     `old_logp` and `ref_logp` what a KL in the reward compares, `truncated` rows that ended at the token budget, `max_tokens` that
@@ -119,15 +121,16 @@ def _recipe(recipe: str | Recipe) -> Recipe:
 def _rows(mask: Tensor, old: Tensor, sampled: Tensor, group: Tensor | None, max_tokens: int | None) -> Batch:
     """The rows as credit knows them, on the CPU; every row is a rollout of its own."""
     n, width = mask.shape
-    mask = mask.detach().cpu()
+    old, sampled = old.detach().cpu(), sampled.detach().cpu()
+    mask = mask.detach().cpu() & old.isfinite() & sampled.isfinite()
     owner = torch.zeros(n, dtype=torch.long) if group is None else group.detach().cpu().long()
     blank = torch.zeros((n, width), dtype=torch.long)
     return Batch(
         prompts=dict.fromkeys(owner.tolist(), ()),
         tokens=blank,
         mask=mask,
-        sampled_logp=masked(sampled.detach().cpu(), mask),
-        old_logp=masked(old.detach().cpu(), mask),
+        sampled_logp=masked(sampled, mask),
+        old_logp=masked(old, mask),
         turn=blank,
         version=blank,
         length=torch.full((n,), width),
