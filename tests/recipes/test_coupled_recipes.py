@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,9 +103,20 @@ def test_other_weights_and_corrections_are_refused(name: str) -> None:
         recipe.but(corrections="truncated_importance")
 
 
-def test_a_residual_of_scaled_rewards_is_refused() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"advantage": "group_norm"},
+        {"advantage.baseline": "leave_one_out"},
+        {"advantage": "component_norm", "mix": "separate"},
+        {"shapers": "whiten"},
+        {"shapers": "sign_weight"},
+    ],
+    ids=str,
+)
+def test_a_residual_of_scaled_rewards_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="residual_of_scaled"):
-        recipes.get("gvpo").but(advantage=GroupNorm())
+        recipes.get("gvpo").but(**changes)
 
 
 # The optimum

@@ -345,6 +345,18 @@ def test_what_ships_is_right(recipe: Recipe) -> None:
     check_run(recipe, GOOD)
 
 
+def test_an_advantage_that_a_shaper_makes_per_token_has_no_geometric_mean() -> None:
+    assert "geometric_mean_per_token" in refused(surrogate="geometric_mean", shapers="kl_to_go")
+
+
+def test_a_mask_by_the_sampler_is_importance_too() -> None:
+    by_sampler = recipes.get("dppo").but(**{"ratio.anchor": "old"})
+    for recipe in (by_sampler, recipes.get("dppo")):
+        with pytest.raises(ConfigError, match="truncated_importance"):
+            check_run(recipe, Shape(8, 1, True))
+    check_run(by_sampler.but(**{"surrogate.anchor": "old"}), Shape(8, 1, True))
+
+
 def test_near_misses_are_not_refused() -> None:
     GRPO.but(**{"surrogate.dual": 3.0})
     GRPO.but(ratio=SequenceRatio())

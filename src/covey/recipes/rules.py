@@ -48,7 +48,8 @@ def _kl_as_k1(recipe: Recipe) -> bool:
 
 
 def _uses_importance(recipe: Recipe) -> bool:
-    return bool(recipe.corrections) or getattr(recipe.ratio, "anchor", "") == "sampled"
+    parts = (recipe.ratio, recipe.surrogate)
+    return bool(recipe.corrections) or any(getattr(part, "anchor", "") == "sampled" for part in parts)
 
 
 def _corrects_twice(recipe: Recipe) -> bool:
@@ -66,8 +67,10 @@ def _shares_gain(recipe: Recipe) -> bool:
 
 
 def _advantage_per_token(recipe: Recipe) -> bool:
-    """True if the tokens of a row may differ in advantage: they do where the advantage can be of scores per token."""
-    return "token" in getattr(recipe.advantage, "reads", ()) or getattr(recipe.mix, "per", "row") == "token"
+    """True if the tokens of a row may differ in advantage: where it can be of scores per token, or is shaped so."""
+    shaped = any(getattr(part, "per", "row") == "token" for part in recipe.shapers)
+    scored = "token" in getattr(recipe.advantage, "reads", ()) or getattr(recipe.mix, "per", "row") == "token"
+    return shaped or scored
 
 
 def _factors_per_token(recipe: Recipe) -> bool:
@@ -77,6 +80,17 @@ def _factors_per_token(recipe: Recipe) -> bool:
 def _dual_inside_clip(recipe: Recipe) -> bool:
     dual = getattr(recipe.surrogate, "dual", None)
     return dual is not None and dual <= 1 + getattr(recipe.surrogate, "high", 0.0)
+
+
+def _scales(recipe: Recipe) -> bool:
+    """True if the advantage is more than the score less a baseline: times a number, or over a std."""
+    advantage, shapers = recipe.advantage, {part.kind for part in recipe.shapers}
+    return (
+        getattr(advantage, "scale", "none") != "none"
+        or getattr(advantage, "baseline", "") == "leave_one_out"
+        or advantage.kind == "component_norm"
+        or bool(shapers & {"whiten", "sign_weight"})
+    )
 
 
 def _value_per_group(recipe: Recipe) -> bool:
@@ -101,12 +115,10 @@ RULES = (
     ),
     Rule(
         "residual_of_scaled",
-        "recipe.advantage.scale",
-        lambda recipe: (
-            getattr(recipe.surrogate, "kind", "") == "residual" and getattr(recipe.advantage, "scale", "none") != "none"
-        ),
-        "divided by a std, the rewards have no policy in common that the residuals vanish at (arXiv 2504.19599)",
-        "Use scale none.",
+        "recipe.advantage",
+        lambda recipe: getattr(recipe.surrogate, "kind", "") == "residual" and _scales(recipe),
+        "scaled (by a std, by sign, leaving one out), rewards lose the policy that the residuals vanish at (arXiv 2504.19599)",
+        "Use group_norm with baseline mean and scale none, and no shaper that scales.",
     ),
     Rule(
         "value_without_critic",

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from covey.batch import Batch
-from covey.registry import Component, component
+from covey.registry import Component, Per, component
 from covey.stages.masked import compact, divide, log_ratio, masked, moments_by, spread_by
 from covey.stages.tex import number
 
@@ -44,6 +44,7 @@ class KlToGo(Component):
     clamped to +-20. Rows outside the statistics keep their advantage.
     """
 
+    per: ClassVar[Per] = "token"
     needs: ClassVar[tuple[str, ...]] = ("ref_logp",)
     coef: float = Field(default=0.01, gt=0, description="nats of divergence to units of reward (beta)")
 
