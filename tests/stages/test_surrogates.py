@@ -297,6 +297,9 @@ def test_a_sum_is_clamped_and_counted() -> None:
     assert found[0].tolist() == [LOG_RATIO_LIMIT] * 3
     recipe = _recipe(SequenceSumRatio(), Clip())
     assert objective(recipe, now, batch, {})[1]["ratio/clamped"].value == 1.0
+    far = live([-1.0, 29.0, -1.0])  # the mean over the row hides that a token of it was cut
+    for ratio, tokens in ((SequenceRatio(), 1), (SequenceTokenRatio(), 1), (SequenceSumRatio(), 3), (TokenRatio(), 1)):
+        assert objective(_recipe(ratio, Clip()), far, batch, {})[1]["ratio/clamped"].total == tokens
     low = _recipe(SequenceTokenRatio(ceiling=8.5), Clip())
     assert objective(low, now, batch, {})[1]["ratio/clamped"].value == 1.0
     assert objective(_recipe(SequenceTokenRatio(), Clip()), now, batch, {})[1]["ratio/clamped"].value == 0.0

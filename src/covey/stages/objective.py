@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,10 @@ def objective(recipe: Recipe, live: Live, batch: Credited, states: Mapping[str, 
     log_ratio = None if recipe.ratio is None else _call(recipe.ratio, states, live, batch)
     gain = _call(recipe.surrogate, states, log_ratio, live, batch)
     loss = -(batch.weight.to(gain.dtype) * gain).sum()
+    still = Live.of({name: value.detach() for name, value in live.tensors().items()})
     reports = [_shared(live, batch), _sums(recipe.surrogate, live, batch)]
     if recipe.ratio is not None and log_ratio is not None:
-        reports += [_sums(recipe.ratio, live, batch), _ratio(recipe.ratio, log_ratio.detach(), batch)]
-    still = Live.of({name: value.detach() for name, value in live.tensors().items()})
+        reports += [_sums(recipe.ratio, live, batch), _ratio(recipe.ratio, log_ratio.detach(), still, batch)]
     moved = torch.zeros_like(still.logp) if log_ratio is None else log_ratio.detach()
     reports.append(recipe.surrogate.measure(moved, still, batch))  # type: ignore[attr-defined]
     for part in recipe.penalties:
@@ -63,15 +64,24 @@ def outputs(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in recipe.live_components() for name in part.live))
 
 
+def live_states(recipe: Recipe, states: Mapping[str, State]) -> dict[str, State]:
+    """The states that the loss reads: what every rank is told at every step, without those of credit, which may be long."""
+    return {name: states[name] for part in recipe.live_components() if (name := name_of(part)) in states}
+
+
 def advance(recipe: Recipe, states: Mapping[str, State], metrics: Metrics) -> dict[str, State]:
-    """Move the state of live components on by one optimizer step, from totals over all slices and ranks."""
+    """Move the state of live components on by one optimizer step, from totals over all slices and ranks.
+
+    Totals with a number that is not finite move nothing: such a step leaves the weights alone too, and a state is for ever.
+    """
     after = dict(states)
     for part in recipe.live_components():
         name = name_of(part)
         if name in after and hasattr(part, "advance"):
             prefix = f"{SUMS}{name}/"
             sums = {key.removeprefix(prefix): metric.value for key, metric in metrics.items() if key.startswith(prefix)}
-            after[name] = part.advance(after[name], sums)
+            if all(map(math.isfinite, sums.values())):
+                after[name] = part.advance(after[name], sums)
     return after
 
 
@@ -122,10 +132,14 @@ def _shared(live: Live, batch: Credited) -> Metrics:
     return out
 
 
-def _ratio(part: Component, log_ratio: Tensor, batch: Credited) -> Metrics:
+def _ratio(part: Component, log_ratio: Tensor, still: Live, batch: Credited) -> Metrics:
+    """The ratio on tokens that carry weight; clamped is a token whose own log-ratio was cut, or what the row made of it."""
     counted, ceiling = batch.weight != 0, getattr(part, "ceiling", LOG_RATIO_LIMIT)
     ratio, tokens = masked(log_ratio.exp(), counted), float(counted.sum())
-    clamped = counted & ((log_ratio >= ceiling) | (log_ratio <= -LOG_RATIO_LIMIT))
+    cut = (log_ratio >= ceiling) | (log_ratio <= -LOG_RATIO_LIMIT)
+    if hasattr(part, "tokenwise"):  # a mean over the row hides what was cut before it
+        cut = cut | (part.tokenwise(still, batch).abs() >= LOG_RATIO_LIMIT)
+    clamped = counted & cut
     return {
         "ratio/mean": mean(float(ratio.double().sum()), tokens),
         "ratio/max": highest(float(ratio.max()) if tokens else 0.0),
