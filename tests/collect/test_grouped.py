@@ -10,6 +10,7 @@ import pytest
 
 from covey.collect.grouped import GroupedCollector, Speech, measure
 from covey.collect.prompts import Prompts
+from covey.collect.rows import rows
 from covey.metrics import values
 from covey.random import key
 from covey.stages.admit import Informative
@@ -143,3 +144,8 @@ def test_what_a_sampler_could_not_measure_is_counted() -> None:
     broken = groups[0].with_(rollouts=(groups[0].rollouts[0].with_(turns=(turn,)),))
     found = values(measure([broken], {}))
     assert (found["logp/nonfinite"], found["entropy/sampled"]) == (2.0, 1.0)
+    outside = Turn((5, 6, 7), (-1.0, -1.0, math.nan), policy_logp=(-1.0, -math.inf, -1.0))  # left out as well
+    broken = groups[0].with_(rollouts=(groups[0].rollouts[0].with_(turns=(outside,)),))
+    found = values(measure([broken], {}))
+    assert (found["logp/nonfinite"], found["entropy/sampled"]) == (2.0, 1.0)
+    assert int(rows([broken], {}).mask.sum()) == 1

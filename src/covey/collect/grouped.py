@@ -103,8 +103,11 @@ def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, 
     names = reward_names(groups, weights)
     outcomes = [_outcomes(group, names) for group in groups]
     lengths = [rollout.length for rollout in rollouts]
-    logps = [logp for r in rollouts for turn in r.turns for logp in turn.sampled_logp or ()]
-    finite = [logp for logp in logps if math.isfinite(logp)]
+    turns = [turn for r in rollouts for turn in r.turns if turn.sampled_logp is not None]
+    sampled = [logp for turn in turns for logp in turn.sampled_logp or ()]
+    policy = [logp for turn in turns for logp in turn.policy_logp or turn.sampled_logp or ()]
+    finite = [logp for logp in sampled if math.isfinite(logp)]
+    left_out = sum(not math.isfinite(a + b) for a, b in zip(sampled, policy, strict=True))  # as in rows
     out = {
         "reward/mean": mean(sum(map(sum, outcomes)), sum(map(len, outcomes))),
         **count_failures(rollouts),
@@ -112,7 +115,7 @@ def measure(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, 
         "group/all_right": mean(sum(bool(values) and min(values) >= 1 for values in outcomes), len(groups)),
         "group/all_wrong": mean(sum(bool(values) and max(values) <= 0 for values in outcomes), len(groups)),
         "entropy/sampled": mean(-sum(finite), len(finite)),
-        "logp/nonfinite": total(len(logps) - len(finite)),
+        "logp/nonfinite": total(left_out),
         "length/mean": mean(sum(lengths), len(lengths)),
         "length/max": highest(max(lengths, default=0)),
         "stop/truncated": mean(sum(rollout.stop == Stop.LENGTH for rollout in rollouts), len(rollouts)),

@@ -157,7 +157,7 @@ class KBestByDifficulty(KBest):
 
     A group's mean score is inserted into the sorted list of all means so far, then compared with its quartiles (linear between
     ranks): below the first k is `k_by_quartile[0]`, and so on. Groups come one at a time in the order of their ids. In the first
-    `warmup` batches k is `k_by_quartile[0]` for all. The list is exact: the sketch of the paper approximates it.
+    `warmup` batches it is `k` for all. The list is exact: the sketch of the paper approximates it.
     """
 
     k: int = Field(default=8, ge=1, description="rollouts that stay before the quartiles are trusted")
