@@ -37,6 +37,8 @@ def test_facts_are_what_samples_say(make: type[Phrases | Filler | Addition]) -> 
     if isinstance(world, Filler):
         length, error = mask.sum(1).double(), float(mask.sum(1).double().std()) / len(prompt) ** 0.5
         assert float(length.mean()) == pytest.approx(facts["length"], abs=4 * error)
+        right = score > 0
+        assert float(length[right].mean()) == pytest.approx(facts["right length"], abs=8 * error)
         words = mask & (tokens != world.stop)
         assert 0 < facts["filler"] < 1
         assert float((tokens[words] == 1).double().mean()) == pytest.approx(

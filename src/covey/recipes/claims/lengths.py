@@ -61,16 +61,18 @@ def _late(curve: Curve, name: str) -> float:
 
 
 def shorter(name: str, seed: int) -> Mapping[str, float]:
-    """Mean length with some of 16 kept against all of 8 trained, after equally many steps; beside it what it costs.
+    """Mean length of right answers with some of 16 kept against all of 8 trained, after equally many steps; and what it costs.
 
     Both are the same recipe but for the filter: KL, entropy bonus, std and weights are alike.
     """
     recipe = recipes.get(name)
     many, few = learn(recipe, Filler, MANY, seed), learn(recipe.but(name="all", filters=()), Filler, FEW, seed)
     return {
-        "length of all of 8 - length": _late(few, "length") - _late(many, "length"),
-        "length": _late(many, "length"),
-        "length, all of 8": _late(few, "length"),
+        "right length of all of 8 - right length": _late(few, "right length") - _late(many, "right length"),
+        "right length": _late(many, "right length"),
+        "right length, all of 8": _late(few, "right length"),
+        "length, right or wrong": _late(many, "length"),
+        "length, right or wrong, all of 8": _late(few, "length"),
         "accuracy - accuracy of all of 8": _late(many, "success") - _late(few, "success"),
         "share of filler": _late(many, "filler"),
         "share of filler, all of 8": _late(few, "filler"),
@@ -116,8 +118,8 @@ def adaptive_accuracy(seed: int) -> Mapping[str, float]:
 
 
 FILLER = (
-    "mean length after 320 optimizer steps (4 per batch), all of 8 trained minus 8 of 16 kept; a policy of useful, filler "
-    "and stop tokens, length-aware reward, Adam"
+    "mean length of right answers after 320 optimizer steps (4 per batch), all of 8 trained minus 8 of 16 kept; a policy of "
+    "useful, filler and stop tokens, length-aware reward, Adam"
 )
 
 LOSS = "accuracy of the same policies, 8 of 16 kept minus all of 8 trained; two points are allowed"

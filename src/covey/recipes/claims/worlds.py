@@ -130,7 +130,7 @@ class Filler(World):
         return torch.where(right, 1 - worn, worn - 1)[:, None]
 
     def facts(self) -> Mapping[str, float]:
-        """Accuracy and mean length over lengths up to the limit, in closed form; the share of filler among words."""
+        """Accuracy, mean length of all and of right answers up to the limit, in closed form; the share of filler among words."""
         with torch.no_grad():
             p = self.parameters[0].softmax(-1)
         useful, filler, stop = p[:, 0], p[:, 1], p[:, 2]
@@ -139,10 +139,12 @@ class Filler(World):
         )  # E exp(-useful / need) of a word, and no stop
         go, n = useful + filler, self.limit
         wrong = stop * (1 - decay**n) / (1 - decay) + decay**n
-        length = (1 - go**n) / stop
+        length, at = (1 - go**n) / stop, torch.arange(n, dtype=torch.float64)[:, None]
+        wrong_length = stop * ((at + 1) * decay**at).sum(0) + n * decay**n  # E of the length where wrong, 0 where right
         return {
             "success": float((1 - wrong).mean()),
             "length": float(length.mean()),
+            "right length": float((length - wrong_length).sum() / (1 - wrong).sum()),
             "filler": float((filler / go).mean()),
         }
 
