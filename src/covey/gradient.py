@@ -18,7 +18,7 @@ from covey.random import permutation
 from covey.recipes.recipe import Recipe
 from covey.registry import Couples, State
 from covey.stages.credit import credit, initial_states, weigh
-from covey.stages.objective import advance, couples, outputs, reported
+from covey.stages.objective import advance, couples, live_states, outputs, reported
 from covey.types import Group
 
 
@@ -79,7 +79,7 @@ class GradientImprover:
         """One optimizer step on a set of whole groups; a batch's loss is the mean over its steps."""
         metrics = self.engine.update(
             part, couples=couples(self.recipe), outputs=outputs(self.recipe), temperature=self.schedule.temperature,
-            lr=lr, states=self.states,
+            lr=lr, states=live_states(self.recipe, self.states),
         )  # fmt: skip
         self.states = advance(self.recipe, self.states, metrics)
         return {**reported(metrics), "loss/value": mean(metrics["loss/value"].value), "lr": highest(lr)}
