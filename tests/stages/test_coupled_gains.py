@@ -173,6 +173,10 @@ def test_the_first_step_is_the_leave_one_out_gradient_times_coef() -> None:
 def test_what_the_residual_reports() -> None:
     live, batch = responses((-10, -12, -11, -9), (-10.5, -11, -11, -10), (0.5, -0.5, -0.5, 0.5))
     found = Residual().measure(torch.zeros_like(live.logp), Live(live.logp.detach()), batch)
+    assert found["residual/clamped"].value == 0.0
+    far, _ = responses((-10, -12, -61, -9), (-10.5, -11, -11, -10), (0.5, -0.5, -0.5, 0.5))
+    cut = Residual().measure(torch.zeros_like(far.logp), Live(far.logp.detach()), batch)
+    assert cut["residual/clamped"].value == pytest.approx(1 / 4)
     q = [0.1 * x - 0.0125 for x in (0.5, -1, 0, 1)]
     errors = [x - a for x, a in zip(q, (0.5, -0.5, -0.5, 0.5), strict=True)]
     assert found["residual/mse"].value == pytest.approx(sum(e * e for e in errors) / 4)

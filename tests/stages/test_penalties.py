@@ -160,6 +160,8 @@ def test_a_constraint_on_extremes_stays_finite(value: float, divergence: str) ->
     found.backward()
     assert found.isfinite()
     assert now.grad.isfinite().all()
+    assert part.observe(Live(now.detach()), batch)["constraint/clamped"].value == 1.0
+    assert part.observe(Live(batch.old_logp), batch)["constraint/clamped"].value == 0.0
 
 
 # The steered entropy bonus

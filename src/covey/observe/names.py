@@ -93,10 +93,14 @@ TABLE: tuple[Name, ...] = (
     Name("constraint/divergence", "nats per token", "divergence of an optimizer step that the constraint measures"),
     Name("constraint/active", "share", "optimizer steps whose divergence was beyond the constraint's limit"),
     Name("constraint/multiplier", "nats per token", "multiplier of the constraint, before its coefficient"),
+    Name("constraint/clamped", "share", "tokens whose log-ratio in the constraint was cut, which takes their gradient"),
     Name("residual/mse", "reward^2", "mean squared distance of centred implicit from centred actual rewards"),
     Name("residual/implicit_var", "reward^2", "variance of implicit rewards in their group"),
     Name("residual/actual_var", "reward^2", "variance of actual rewards in their group"),
     Name("residual/cov", "reward^2", "covariance of implicit and actual rewards in their group"),
+    Name(
+        "residual/clamped", "share", "tokens whose log-ratio in the implicit reward was cut, which takes their gradient"
+    ),
     Name("contrast/margin", "score", "mean score of good responses less that of bad ones, in groups with both"),
     Name("contrast/both", "share", "groups with good and bad responses: the ones with a signal"),
     Name("contrast/hardest", "share", "weight of the bad response that counts most, in groups with both"),

@@ -21,7 +21,17 @@ from covey.errors import ConfigError
 from covey.metrics import Metrics, mean
 from covey.registry import Couples, component
 from covey.stages.advantages import Advantage
-from covey.stages.masked import bounds_by, broadcast, compact, count_by, divide, log_ratio, masked, sum_by
+from covey.stages.masked import (
+    LOG_RATIO_LIMIT,
+    bounds_by,
+    broadcast,
+    compact,
+    count_by,
+    divide,
+    log_ratio,
+    masked,
+    sum_by,
+)
 from covey.stages.surrogates import Surrogate
 from covey.stages.tex import number
 
@@ -122,22 +132,27 @@ class Residual(Surrogate):
 
     def _rewards(self, found: Rollouts, live: Live, batch: Credited) -> tuple[Tensor, Tensor]:
         """Implicit and actual rewards [M], centred over the present rollouts of each group."""
-        anchor = batch.columns["ref_logp"] if self.anchor == "reference" else batch.old_logp
-        moved = log_ratio(live.logp, anchor.to(live.logp.dtype), found.counted)
-        implicit, actual = self.coef * found.total(moved), found.average(batch.advantage)
+        implicit = self.coef * found.total(self._moved(found, live, batch))
+        actual = found.average(batch.advantage)
         level = found.by_group(implicit.detach(), found.present)[found.group]
         return implicit - level, actual - found.by_group(actual, found.present)[found.group]
+
+    def _moved(self, found: Rollouts, live: Live, batch: Credited) -> Float[Tensor, "N T"]:
+        """The log-ratio of each counted token to the anchor, clamped: a cut token has no gradient."""
+        anchor = batch.columns["ref_logp"] if self.anchor == "reference" else batch.old_logp
+        return log_ratio(live.logp, anchor.to(live.logp.dtype), found.counted)
 
     def measure(self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited) -> Metrics:
         """How far the implicit rewards are from the actual ones, and how much of each there is."""
         found = Rollouts.of(batch)
         implicit, actual = (masked(part, found.present) for part in self._rewards(found, live, batch))
-        responses = float(found.present.sum())
+        responses, tokens = float(found.present.sum()), float(found.counted.sum())
         return {
             "residual/mse": mean(float((implicit - actual).square().sum()), responses),
             "residual/implicit_var": mean(float(implicit.square().sum()), responses),
             "residual/actual_var": mean(float(actual.square().sum()), responses),
             "residual/cov": mean(float((implicit * actual).sum()), responses),
+            "residual/clamped": mean(float((self._moved(found, live, batch).abs() >= LOG_RATIO_LIMIT).sum()), tokens),
         }
 
 

@@ -202,13 +202,15 @@ class Constraint(Penalty):
         return d * (self._mean(d, batch).detach() - self.limit).clamp(min=0)
 
     def observe(self, live: Live, batch: Credited, state: State | None = None) -> Metrics:
-        """D, whether it is beyond the limit, and the multiplier (all of the whole step)."""
+        """D, whether it is beyond the limit, the multiplier (all of the whole step), and how often a log-ratio was cut."""
         found = float(self._mean(self._distance(live, batch), batch))
         excess = max(found - self.limit, 0.0)
+        cut = log_ratio(live.logp, batch.old_logp.to(live.logp.dtype), batch.mask).abs() >= LOG_RATIO_LIMIT
         return {
             "constraint/divergence": mean(found, 1.0),
             "constraint/active": mean(float(excess > 0), 1.0),
             "constraint/multiplier": mean(excess if state is None else float(state["multiplier"]), 1.0),
+            "constraint/clamped": mean(float(cut.sum()), float(batch.mask.sum())),
         }
 
     def sums(self, live: Live, batch: Credited) -> Mapping[str, float]:
