@@ -74,6 +74,8 @@ def test_a_run_in_order(tmp_path: Path) -> None:
         (ROWS, ("budget.prompts_per_step=64",), "batch", "warn", "some come twice"),
         (ROWS, ("steps=100000",), "batch", "warn", "every row is seen"),
         (ROWS, ("recipe.waivers=[group_of_one]",), "recipe", "warn", "group_of_one"),
+        (ROWS, ("recipe=gspo",), "recipe", "warn", "all ratios are 1"),
+        (ROWS, ("recipe=gmpo",), "recipe", "warn", "budget.optimizer_steps_per_pass=4"),
     ],
 )  # fmt: skip
 def test_what_is_off_is_told(
@@ -90,6 +92,9 @@ def test_optimizer_steps_and_passes_are_multiplied_out(tmp_path: Path) -> None:
     flags = ("budget.optimizer_steps_per_pass=2", "budget.passes_per_batch=3", "steps=5", "recipe=grpo")
     told = lines(checked(tmp_path, ROWS, *flags), "batch")
     assert "2 optimizer steps x 3 passes over about 2 prompts each; 5 steps = 30 optimizer steps" in told
+    for recipe, steps in (("gspo", 2), ("grpo", 1)):
+        findings = checked(tmp_path, ROWS, f"recipe={recipe}", f"budget.optimizer_steps_per_pass={steps}")
+        assert not lines(findings, "recipe", "warn")
 
 
 def test_no_weights_are_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from covey.preflight.machine import gib
 from covey.preflight.reward import judge
 from covey.preflight.template import TemplateReport, has_turns, lint_template
 from covey.preflight.words import Words, open_words
+from covey.recipes.rules import shares_gain
 from covey.rewards.pool import Isolated, Limits
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ LARGEST = 3
 def check_run(config: RunConfig) -> list[Finding]:
     """Data, template, reward, recipe, batch and plan of a run, in this order.
 
-    Raises the one-line errors of what cannot be looked at: a model or a file that is not there, rows that are no rows.
+    Raises the one-line errors of what cannot be looked at: a model or a file that is not there, rows that are no rows; and of
+    what no training can use.
     """
+    config.check_engines()
     task: Any = config.task
     scored = config.reward if config.reward is not None else task.reward
     rows = gather(task, config.budget.seed)
@@ -109,6 +112,9 @@ def check_recipe(config: RunConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("recipe", "ok", line)
+    if config.budget.steps_per_batch == 1 and shares_gain(recipe) and getattr(recipe.ratio, "anchor", "") == "old":
+        found = "one optimizer step per batch: all ratios are 1, one per response changes nothing"
+        yield Finding("recipe", "warn", found, "budget.optimizer_steps_per_pass=4")
 
 
 def check_plan(config: RunConfig) -> Finding:

@@ -60,7 +60,7 @@ def _lacks_critic(recipe: Recipe) -> bool:
     return recipe.critic is None and "value" in recipe.needs()
 
 
-def _shares_gain(recipe: Recipe) -> bool:
+def shares_gain(recipe: Recipe) -> bool:
     """True if all tokens of a row carry the gain of the row."""
     grain = getattr(recipe.surrogate, "grain", "ratio")
     return bool((getattr(recipe.ratio, "grain", "token") if grain == "ratio" else grain) == "sequence")
@@ -144,7 +144,7 @@ RULES = (
     Rule(
         "sequence_ratio_token_mean",
         "recipe.weighting",
-        lambda recipe: _shares_gain(recipe) and recipe.weighting.kind in ("token_mean", "group_token_mean"),
+        lambda recipe: shares_gain(recipe) and recipe.weighting.kind in ("token_mean", "group_token_mean"),
         "a token mean multiplies each sequence's ratio by its length (arXiv 2507.18071 averages over sequences)",
         "Use rollout_mean.",
     ),
