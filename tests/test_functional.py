@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import traceback
@@ -270,6 +271,34 @@ def test_the_same_on_a_gpu(name: str) -> None:
     found = functional.loss(recipe, **moved, **more, columns={key: value.cuda() for key, value in columns.items()})
     assert found.is_cuda
     assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_a_mask_of_numbers_is_one_of_truths(kind: torch.dtype) -> None:
+    tensors = simple()
+    expected = functional.loss("gspo", **tensors)
+    assert functional.loss("gspo", **{**tensors, "mask": tensors["mask"].to(kind)}) == expected
+    given = {"reward": tensors["old_logp"][:, 0], "group": torch.zeros(len(tensors["mask"])).long()}
+    credits = [functional.advantage("gspo", **given, mask=tensors["mask"].to(dtype)) for dtype in (torch.bool, kind)]
+    assert torch.equal(*credits)
+
+
+@pytest.mark.parametrize("name", ["logp", "old_logp", "mask"])
+def test_a_tensor_that_would_be_broadcast_is_named(name: str) -> None:
+    tensors = simple()
+    with pytest.raises(ConfigError, match=r"has the shape \[\d+, \d+\]. As `mask` is it has to be \[\d+, \d+\]"):
+        inspect.unwrap(functional.loss)(
+            "gspo", **{**tensors, name: tensors[name][:, :1]}
+        )  # as it is without a checker of types
+
+
+def test_a_reward_of_other_rows_is_named() -> None:
+    mask = simple()["mask"]
+    advantage = inspect.unwrap(functional.advantage)
+    with pytest.raises(ConfigError, match="'group' has the shape"):
+        advantage("gspo", reward=torch.ones(len(mask)), group=torch.zeros(1).long(), mask=mask)
+    with pytest.raises(ConfigError, match="'reward' has the shape"):
+        advantage("gdpo", reward=torch.ones(1, 2), group=torch.zeros(len(mask)).long(), mask=mask)
 
 
 def test_the_lines_for_trl_run_inside_trl(tmp_path: Any) -> None:

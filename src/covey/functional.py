@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from covey import recipes
@@ -33,7 +33,7 @@ def loss(
     logp: Float[Tensor, "N T"],
     old_logp: Float[Tensor, "N T"],
     advantage: Float[Tensor, "N T"] | Float[Tensor, " N"],
-    mask: Bool[Tensor, "N T"],
+    mask: Shaped[Tensor, "N T"],
     group: Int[Tensor, " N"] | None = None,
     ref_logp: Float[Tensor, "N T"] | None = None,
     entropy: Float[Tensor, "N T"] | None = None,
@@ -45,7 +45,7 @@ def loss(
     """The loss of one optimizer step: the recipe's ratio, surrogate, penalties and weighting on the tensors given.
 
     Differentiable in `logp`, `entropy` and `outputs`. Row n is one response, position t speaks of predicting its token t; where
-    `mask` is False nothing is read, and a token whose `old_logp` or `sampled_logp` is not finite leaves the mask, as in a run.
+    `mask` is False or 0 nothing is read; a token whose `old_logp` or `sampled_logp` is not finite leaves the mask, as in a run.
     Pass all rows of an optimizer step: means are over what is given.
 
     Absent: `group` means that all rows answer one prompt, `sampled_logp` that the sampler was the old policy, and `max_tokens`,
@@ -55,6 +55,11 @@ def loss(
     A tensor that the recipe reads and that is not there is a ConfigError that names it.
     """
     chosen = _recipe(recipe)
+    _match(
+        "loss", mask.shape, logp=logp, entropy=entropy, old_logp=old_logp, sampled_logp=sampled_logp, ref_logp=ref_logp
+    )
+    _match("loss", mask.shape[: advantage.dim()], advantage=advantage)
+    _match("loss", mask.shape[:1], group=group)
     made = {**(columns or {}), **({} if ref_logp is None else {"ref_logp": ref_logp})}
     sampled = old_logp if sampled_logp is None else sampled_logp
     batch = _rows(mask, old_logp, sampled, group, max_tokens).with_(columns=_detached(made))
@@ -77,7 +82,7 @@ def advantage(
     *,
     reward: Float[Tensor, " N"] | Float[Tensor, "N K"],
     group: Int[Tensor, " N"],
-    mask: Bool[Tensor, "N T"],
+    mask: Shaped[Tensor, "N T"],
     values: Float[Tensor, "N T"] | None = None,
     old_logp: Float[Tensor, "N T"] | None = None,
     ref_logp: Float[Tensor, "N T"] | None = None,
@@ -98,6 +103,9 @@ def advantage(
     is a ConfigError that names it.
     """
     chosen = _recipe(recipe)
+    _match("advantage", mask.shape, values=values, old_logp=old_logp, ref_logp=ref_logp)
+    _match("advantage", (len(mask), *reward.shape[1:2]), reward=reward)
+    _match("advantage", mask.shape[:1], group=group, truncated=truncated)
     named = {"ref_logp": ref_logp, "value": values}
     made = {**(columns or {}), **{name: tensor for name, tensor in named.items() if tensor is not None}}
     logp = torch.zeros(mask.shape, dtype=torch.float64) if old_logp is None else old_logp
@@ -118,11 +126,19 @@ def _recipe(recipe: str | Recipe) -> Recipe:
     return recipes.get(recipe) if isinstance(recipe, str) else recipe
 
 
+def _match(where: str, shape: tuple[int, ...], **tensors: Tensor | None) -> None:
+    """Refuse shapes that broadcasting would take for something else, such as [N 1] for [N T]."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != shape:
+            found, right = f"'{name}' has the shape {list(tensor.shape)}", f"As `mask` is it has to be {list(shape)}."
+            raise ConfigError(f"covey.functional.{where}", found, right)
+
+
 def _rows(mask: Tensor, old: Tensor, sampled: Tensor, group: Tensor | None, max_tokens: int | None) -> Batch:
     """The rows as credit knows them, on the CPU; every row is a rollout of its own."""
     n, width = mask.shape
     old, sampled = old.detach().cpu(), sampled.detach().cpu()
-    mask = mask.detach().cpu() & old.isfinite() & sampled.isfinite()
+    mask = mask.detach().cpu().bool() & old.isfinite() & sampled.isfinite()
     owner = torch.zeros(n, dtype=torch.long) if group is None else group.detach().cpu().long()
     blank = torch.zeros((n, width), dtype=torch.long)
     return Batch(
