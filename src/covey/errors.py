@@ -96,6 +96,7 @@ def did_you_mean(name: str, options: Iterable[str], *, otherwise: str = "") -> s
     """A sentence that proposes the option nearest to `name`; when none is near `otherwise`, or a list of the options."""
     known = sorted(set(options))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = near or [option for option in known if option.lower() == name.lower()]
     if near:
         return f"Did you mean '{near[0]}'?"
     if otherwise:

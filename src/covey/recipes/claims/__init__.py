@@ -37,7 +37,7 @@ def find(names: Sequence[str]) -> list[Claim]:
     known, recipes = every(), {recipe for claim in every().values() for recipe in claim.recipes}
     for name in names:
         if name not in known and name not in recipes:
-            right = did_you_mean(name, [*known, *sorted(recipes)])
+            right = did_you_mean(name, [*known, *recipes], otherwise="`covey claims --list` shows what there is.")
             raise ConfigError("covey claims", f"no claim and no recipe with claims is called '{name}'", right)
     return [
         claim
