@@ -70,16 +70,24 @@ MEANING = {
     "ratio": "whose probability moved, and what becomes of its gradient",
     "group": "a group at once",
 }
-STYLE = """
-svg { --ink: #1f2328; --soft: #59636e; --line: #8c959f; --paper: #ffffff; --minus: #b3261e; --plus: #1a7f37;
-  --advantage: #dbeafe; --weighting: #d5f0e6; --ratio: #eadcfb; --group: #fde6cf; --hub: #fff3b8 }
-@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --soft: #9da7b1; --line: #6e7681; --paper: #161b22; --minus: #ff8a80;
-  --plus: #5fd38d; --advantage: #1d3557; --weighting: #17463a; --ratio: #40275e; --group: #5a3716; --hub: #5b4d0d } }
-text { font-family: Helvetica, Arial, sans-serif; fill: var(--ink) }
+COLOURS = {
+    "ink": ("#1f2328", "#e6edf3"),
+    "soft": ("#59636e", "#9da7b1"),
+    "line": ("#8c959f", "#6e7681"),
+    "paper": ("#ffffff", "#161b22"),
+    "minus": ("#b3261e", "#ff8a80"),
+    "plus": ("#1a7f37", "#5fd38d"),
+    "advantage": ("#dbeafe", "#1d3557"),
+    "weighting": ("#d5f0e6", "#17463a"),
+    "ratio": ("#eadcfb", "#40275e"),
+    "group": ("#fde6cf", "#5a3716"),
+    "hub": ("#fff3b8", "#5b4d0d"),
+}
+"""What is filled with a colour -> it by day and by night; plain rules, which programs without CSS variables understand too."""
+FONTS = """
+text { font-family: Helvetica, Arial, sans-serif }
 .name { font-size: 13px; font-weight: 600; text-anchor: middle } .small { font-size: 11px }
-.minus { font-size: 11.5px; fill: var(--minus) } .plus { font-size: 11.5px; fill: var(--plus) }
-.key { font-size: 12px; fill: var(--soft) }
-.edge { fill: none; stroke: var(--line); stroke-width: 1.3 } rect { stroke: var(--line) }
+.minus, .plus { font-size: 11.5px } .soft { font-size: 12px } .edge { fill: none; stroke-width: 1.3 }
 """
 
 
@@ -87,15 +95,25 @@ def draw() -> str:
     """The map as SVG; it has its own paper, and follows the system's choice of light and dark."""
     width, height = 1104, int(TOP + 12 * STEP + 76)
     lines = [f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img'>"]
-    lines += ["<title>The family of methods: what each one takes away and adds</title>", f"<style>{STYLE}</style>"]
+    lines += ["<title>The family of methods: what each one takes away and adds</title>", f"<style>{style()}</style>"]
     lines += [
         "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' markerHeight='7' orient='auto'>"
-        "<path d='M0,0L8,4L0,8z' style='fill: var(--line)'/></marker></defs>",
-        f"<rect width='{width}' height='{height}' rx='8' style='fill: var(--paper); stroke: none'/>",
+        "<path class='line' d='M0,0L8,4L0,8z'/></marker></defs>",
+        f"<rect class='paper' width='{width}' height='{height}' rx='8'/>",
     ]
     lines += [line for edge in EDGES for line in arrow(*edge)]
     lines += [line for name, (column, row, kind) in NODES.items() for line in box(name, column, row, kind)]
     return "\n".join([*lines, *legend(height), "</svg>", ""])
+
+
+def style() -> str:
+    """Fonts, and the colours by day with those of the night as an exception."""
+    day, night = (
+        "".join(f".{name} {{ fill: {pair[at]} }}\n" for name, pair in COLOURS.items())
+        + f".edge, .box {{ stroke: {COLOURS['line'][at]} }}\n"
+        for at in (0, 1)
+    )
+    return f"{FONTS}{day}@media (prefers-color-scheme: dark) {{\n{night}}}\n"
 
 
 def place(name: str) -> tuple[float, float, float]:
@@ -112,10 +130,12 @@ def box(name: str, column: int, row: float, kind: str) -> list[str]:
     words = name.split() if " " in name else name.replace("_plus_baseline", "_plus _baseline").split()
     size = "name small" if len(words) > 1 or len(name) > 18 else "name"
     x, rows = left + width / 2, [middle + 4] if len(words) == 1 else [middle - 3, middle + 11]
-    shape = f"<rect x='{left}' y='{middle - HEIGHT / 2:g}' width='{width}' height='{HEIGHT}' rx='7' style='fill: var(--{kind})'/>"
+    shape = (
+        f"<rect class='box {kind}' x='{left}' y='{middle - HEIGHT / 2:g}' width='{width}' height='{HEIGHT}' rx='7'/>"
+    )
     return [
         shape,
-        *(f"<text class='{size}' x='{x:g}' y='{y:g}'>{word}</text>" for word, y in zip(words, rows, strict=True)),
+        *(f"<text class='ink {size}' x='{x:g}' y='{y:g}'>{word}</text>" for word, y in zip(words, rows, strict=True)),
     ]
 
 
@@ -144,8 +164,8 @@ def legend(height: int) -> list[str]:
     x, out = 12, []
     for kind, text in MEANING.items():
         out += [
-            f"<rect x='{x}' y='{height - 26}' width='16' height='14' rx='3' style='fill: var(--{kind})'/>",
-            f"<text class='key' x='{x + 22}' y='{height - 14}'>{text}</text>",
+            f"<rect class='box {kind}' x='{x}' y='{height - 26}' width='16' height='14' rx='3'/>",
+            f"<text class='soft' x='{x + 22}' y='{height - 14}'>{text}</text>",
         ]
         x += 46 + int(len(text) * 6.1)
     return out
