@@ -194,15 +194,7 @@ def _cluster(config: RunConfig, loaded: LoadedModel, world: World, sampler: HFSa
 
 def _critic_model(config: RunConfig, loaded: LoadedModel) -> nn.Module | None:
     """What a critic apart from the policy starts from: a copy of the policy, before adapters of a reference are put into it."""
-    critic = config.recipe.critic
-    if critic is None or config.recipe.joint_critic is not None:
-        return None
-    if config.model.quantize is not None:
-        right = "Use recipe.critic=shared, or no model.quantize."
-        raise ConfigError(
-            "recipe.critic", "a separate critic is a copy of the model, and rounded weights are not copied", right
-        )
-    return copy.deepcopy(loaded.model)
+    return None if config.recipe.own_critic is None else copy.deepcopy(loaded.model)
 
 
 def _second_model(config: RunConfig, loaded: LoadedModel) -> nn.Module | None:

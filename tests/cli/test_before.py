@@ -98,6 +98,8 @@ def test_new_makes_a_task_and_says_what_is_next(covey_: Callable[..., Result]) -
         (("check", "my-task", "data=absent.jsonl"), 66, "absent.jsonl"),
         (("check", "my-task", "budget.samples_per_prompt=1"), 2, "a group of one"),
         (("check", "my-task", "--config", "my-task/run.yaml"), 2, "Give one of them"),
+        (("check", "my-task", "engines.server.url=http://127.0.0.1:9/v1"), 2, "a server takes none"),
+        (("check", "my-task", "recipe=ppo", "model.lora.rank=2", "model.quantize=int8"), 2, "rounded weights"),
         (("train", "empty"), 66, "covey new empty"),
         (("train", "my-task", "--resume"), 66, "there is no such run to go on with. Start one: covey train my-task."),
         (("train", "--resume"), 2, "no run is named"),

@@ -286,13 +286,17 @@ def test_the_command_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert slices["cases"] == 3
 
 
-def test_a_recipe_in_a_file_or_a_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_in_a_file_a_module_or_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(write({"recipe": {**recipes.get("dapo").plain(), "name": "mine"}}))
-    assert main(["prove", str(file), "covey.recipes.grpo:grpo", "--seeds", "1"]) == 0
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.yaml").write_text(write({"recipe": recipes.get("rloo").plain()}))
+    assert main(["prove", str(file), "covey.recipes.grpo:grpo", str(folder), "--seeds", "1"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("mine\n")
     assert "\ngrpo\n" in out
+    assert "\nrloo\n" in out
 
 
 @pytest.mark.parametrize(
@@ -302,6 +306,8 @@ def test_a_recipe_in_a_file_or_a_module(tmp_path: Path, capsys: pytest.CaptureFi
         ("absent.yaml", 66, "absent.yaml: cannot be read (No such file or directory). Give a YAML file."),
         ("covey.recipes.grpo:gpro", 2, "covey.recipes.grpo has no recipe 'gpro'. Did you mean 'grpo'?"),
         ("no_such_module:x", 66, "no_such_module cannot be imported"),
+        (":x", 66, ":x: cannot be imported (Empty module name)"),
+        (".mine:x", 66, ".mine cannot be imported"),
     ],
 )
 def test_mistakes(word: str, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:

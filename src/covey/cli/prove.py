@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from covey.cli.recipes import find_recipe
 from covey.cli.settings import AsJson, print_json, print_rich
 from covey.errors import ConfigError, MissingInputError, ProofError, did_you_mean
 
@@ -22,7 +23,7 @@ def prove(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Recipes: a name, a YAML file (a recipe, or a run's), or MODULE:ATTRIBUTE. All of them if none is named.",
+            help="Recipes: a name, a YAML file, a run's folder, or MODULE:ATTRIBUTE. All of them if none is named.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Random batches per property.")] = 20,
@@ -62,21 +63,7 @@ def _find(names: Sequence[str]) -> Iterator[Recipe]:
     from covey import recipes
 
     for name in names or recipes.names():
-        if Path(name).suffix in (".yaml", ".yml"):
-            yield _written(Path(name))
-        elif ":" in name:
-            yield _imported(name)
-        else:
-            yield recipes.get(name)
-
-
-def _written(file: Path) -> Recipe:
-    """The recipe of a YAML file, which may be a run's."""
-    from covey.config.text import read, read_text
-    from covey.config.values import as_recipe
-
-    data, _ = read(read_text(file), str(file))
-    return as_recipe(data.get("recipe", data))
+        yield _imported(name) if ":" in name and not Path(name).exists() else find_recipe(name)[0]
 
 
 def _imported(name: str) -> Recipe:
@@ -86,7 +73,7 @@ def _imported(name: str) -> Recipe:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute, None)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise MissingInputError(name, f"{module} cannot be imported ({error})", "Give MODULE:ATTRIBUTE.") from None
     if not isinstance(found, Recipe):
         known = [key for key, value in vars(import_module(module)).items() if isinstance(value, Recipe)]

@@ -306,15 +306,9 @@ class RunConfig(Value):
 
     @model_validator(mode="after")
     def _refuse(self) -> Self:
-        sampling = self.budget.sampling
-        check_run(
-            self.recipe,
-            Shape(
-                samples_per_prompt=self.budget.samples_per_prompt,
-                optimizer_steps=self.budget.steps_per_batch,
-                truncated_sampling=sampling.top_p < 1 or sampling.top_k > 0,
-            ),
-        )
+        budget, sampling = self.budget, self.budget.sampling
+        cut, steps = sampling.top_p < 1 or sampling.top_k > 0, budget.steps_per_batch
+        check_run(self.recipe, Shape(budget.samples_per_prompt, optimizer_steps=steps, truncated_sampling=cut))
         return self
 
     @classmethod
@@ -327,10 +321,17 @@ class RunConfig(Value):
 
     def check_training(self) -> None:
         """Refuse what only an evaluation can use, then check the data: mistakes show before a model is loaded."""
+        self.check_engines()
+        self.check_data()
+
+    def check_engines(self) -> None:
+        """Refuse models and engines that an evaluation can use and no training can."""
         if self.engines.server is not None:
             found = "training gives its sampler new weights after every step, and a server takes none"
             raise ConfigError("engines.server", found, "Leave it out; `covey eval` can ask one.")
-        self.check_data()
+        if self.model.quantize is not None and self.recipe.own_critic is not None:
+            found = "a separate critic is a copy of the model, and rounded weights are not copied"
+            raise ConfigError("recipe.critic", found, "Use recipe.critic=shared, or no model.quantize.")
 
     def check_data(self) -> None:
         """Ask each source for its first prompt, the reward whether it can read it, and the trackers whether they can start.

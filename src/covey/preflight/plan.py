@@ -262,7 +262,7 @@ class Forecast:
 
     def _saving(self, question: Question, sizes: Sizes) -> Part:
         """A checkpoint is written from a copy of the optimizers' moments."""
-        models = 1 + _has_own_critic(question.config)
+        models = 1 if question.config.recipe.own_critic is None else 2
         return "save", [Term("copy", 2 * models * sizes.trained, "the moments once more, to be written")], None
 
 
@@ -280,7 +280,7 @@ def _standing(question: Question, sizes: Sizes, base: int, phase: str) -> Iterab
     keeps = phase in ("evaluate", "step", "save") or (phase == "sample" and _keeps_moments(config))
     if keeps:
         yield Term("moments", 2 * sizes.trained, "two numbers per trained parameter")
-    if phase != "load" and _has_own_critic(config):
+    if phase != "load" and config.recipe.own_critic is not None:
         moments = 2 * sizes.trained if keeps or phase == "update" else 0
         yield Term(
             "critic", sizes.weights + moments, "a second model with its optimizer; it learns before the policy does"
@@ -296,11 +296,6 @@ def _reference(config: RunConfig, sizes: Sizes) -> Iterable[Term]:
         yield Term("reference", sizes.trained, "a second, frozen copy of the adapters")
     if moves and getattr(config.recipe.reference, "mix", 1.0) < 1 and config.model.dtype == "bfloat16":
         yield Term("exact", 2 * sizes.trained, "the reference in float32: small moves are lost in bfloat16")
-
-
-def _has_own_critic(config: RunConfig) -> bool:
-    """Whether there is a second model that is trained."""
-    return config.recipe.critic is not None and config.recipe.joint_critic is None
 
 
 def _keeps_moments(config: RunConfig) -> bool:

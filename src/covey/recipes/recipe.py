@@ -135,6 +135,11 @@ class Recipe(Value):
         """The critic, if its loss is a term of the policy's; else None."""
         return self.critic if getattr(self.critic, "joint", False) else None
 
+    @property
+    def own_critic(self) -> Any:
+        """The critic, if it is a model of its own; else None."""
+        return self.critic if self.joint_critic is None else None
+
     def needs(self) -> tuple[str, ...]:
         """The columns that its components, and the components inside these, need; without repeats."""
         parts = [inner for part in self.components() for inner in nested(part)]
