@@ -173,7 +173,7 @@ def test_differences_are_those_of_the_values() -> None:
         "surrogate.low": (0.1, 0.3),
         "penalties.kl": ("kl", ABSENT),
         "penalties.kl.coef": (0.1, ABSENT),
-        "penalties.kl.estimator": ("k3", ABSENT),
+        "penalties.kl.estimator": ("k3_straight_through", ABSENT),
         "penalties.kl.to": ("reference", ABSENT),
         "penalties.kl.weighting": ("rollout_mean", ABSENT),
         "penalties.kl.weighting.unit": ("rollout", ABSENT),

@@ -222,6 +222,20 @@ def test_the_coefficient_does_not_depend_on_slices(seed: int) -> None:
     assert advance(recipe, states, merge(parts)) == whole
 
 
+# What a KL penalty is unless it is told
+
+
+def test_the_gradient_of_a_kl_is_the_reverse_one_unless_another_is_asked_for() -> None:
+    batch = as_credited(draw_batch(0))
+    x = torch.where(batch.mask, 0.7, 0.0).double()
+    for part, slope in ((Kl(to="old"), x), (Kl(to="old", estimator="k3"), 1 - (-x).exp())):
+        logp = (batch.old_logp.double() + x).requires_grad_()
+        cost = part(Live(logp), batch)
+        cost.sum().backward()
+        torch.testing.assert_close(logp.grad, torch.where(batch.mask, slope, 0.0))
+        torch.testing.assert_close(cost.detach(), torch.where(batch.mask, (-x).exp() - 1 + x, 0.0))
+
+
 # What penalties report
 
 

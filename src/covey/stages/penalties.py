@@ -14,7 +14,6 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from covey.batch import Credited, Live
-from covey.errors import ConfigError
 from covey.metrics import Metrics, mean
 from covey.registry import Component, Couples, State, build, component
 from covey.stages.kl import Estimator, estimate, k1, k3
@@ -38,13 +37,6 @@ class Penalty(Component):
         """The mean cost per token under the metric's name."""
         return {f"penalty/{self.kind}": mean(float(masked(cost, batch.mask).sum()), float(batch.mask.sum()))}
 
-    def unread(self, choice: str, *names: str) -> None:
-        """Refuse options that nobody reads under this choice, if they differ from their defaults."""
-        for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                found = f"nobody reads it with {choice}"
-                raise ConfigError(f"recipe.penalties.{self.kind}.{name}", found, "Leave it out.")
-
 
 _KL = {
     "k1": "d",
@@ -60,12 +52,13 @@ _KL = {
 class Kl(Penalty):
     """coef * KL to the reference or to the old policy, by an estimator of `covey.stages.kl`.
 
-    `k3` is what arXiv 2402.03300 writes; as a loss its gradient is that of the forward KL. The log-ratio is clamped to +-20.
+    The default shows the value of k3 and has the gradient of the reverse KL. `k3` is what arXiv 2402.03300 writes; as a loss its
+    gradient is that of the forward KL. The log-ratio is clamped to +-20.
     """
 
     coef: float = Field(default=0.04, gt=0, description="the factor of the KL term (beta)")
     estimator: Estimator = Field(
-        default="k3", description="which estimator; see covey.stages.kl for the gradient of each"
+        default="k3_straight_through", description="which estimator; see covey.stages.kl for the gradient of each"
     )
     to: Literal["reference", "old"] = Field(
         default="reference", description="the policy that the divergence is measured to"
@@ -119,7 +112,7 @@ class Entropy(Penalty):
     @model_validator(mode="after")
     def _read(self) -> Entropy:
         if self.target is None:
-            self.unread("target=null", "delta", "most")
+            self.refuse_unread("recipe.penalties.entropy", "target=null", "delta", "most")
         return self
 
     def initial(self) -> State:
@@ -181,7 +174,7 @@ class Constraint(Penalty):
     @model_validator(mode="after")
     def _read(self) -> Constraint:
         if self.multiplier == "hinge":
-            self.unread("multiplier=hinge", "rate")
+            self.refuse_unread("recipe.penalties.constraint", "multiplier=hinge", "rate")
         return self
 
     def initial(self) -> State:
