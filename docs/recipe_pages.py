@@ -113,8 +113,13 @@ def value(item: Any) -> str:
         return "-"
     if item is None:
         return "`null`"
-    text = f"{item:g}".replace("e-0", "e-") if isinstance(item, float) else str(item)
-    return f"`{text}`"
+    if isinstance(item, bool):
+        return f"`{str(item).lower()}`"
+    return f"`{_number(item)}`"
+
+
+def _number(item: Any) -> str:
+    return f"{item:g}".replace("e-0", "e-") if isinstance(item, float) else str(item)
 
 
 def cell(text: str) -> str:
@@ -179,7 +184,7 @@ def changed(recipe: Recipe, parent: str, fields: Sequence[str]) -> Iterator[str]
         owner = path.rpartition(".")[0]
         if field not in fields or owner in rows or path == "reference":
             continue
-        own = value(after) if path in STAGES or after == path.rpartition(".")[2] else f"`{rest}={after}`"
+        own = value(after) if path in STAGES or after == path.rpartition(".")[2] else f"`{rest}={_number(after)}`"
         yield f"no `{before}`" if after is ABSENT else own
 
 

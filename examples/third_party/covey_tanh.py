@@ -31,7 +31,7 @@ class Tanh(Surrogate):
 
     def latex(self) -> str:
         """The gain with this width."""
-        return rf"{self.width:g}\,A_{{n,t}}\tanh\frac{{\rho_{{n,t}}-1}}{{{self.width:g}}}"
+        return rf"{self.width:g}\,A_{{n,t}}\tanh\left(\frac{{\rho_{{n,t}}-1}}{{{self.width:g}}}\right)"
 
 
 dr_grpo_tanh = get("dr_grpo").but(name="dr_grpo_tanh", surrogate=Tanh())

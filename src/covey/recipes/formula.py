@@ -17,6 +17,7 @@ SYMBOLS = {
     r"R[_^]": "R score",
     r"A_\{n": "A advantage",
     r"\\(mu|sigma)_": "μ, σ mean and std of the scores (of a prompt's group g)",
+    r"\\pi\^": "π probability of a token",
     r"\\ell\^\{?\\theta": "ℓᶿ log-probability of a token",
     r"\\ell\^\{(\\mathrm\{)?old": "ℓᵒˡᵈ at the start of the step",
     r"\\ell\^\{(\\mathrm\{)?samp": "ℓˢᵃᵐᵖ when it was sampled",
@@ -26,6 +27,7 @@ SYMBOLS = {
     r"(?<![A-Za-z])N(?![A-Za-z])": "N rollouts",
     r"(?<![A-Za-z])B(?![A-Za-z])": "B groups",
     r"(?<![A-Za-z])G(?![A-Za-z])": "G rollouts of a group",
+    r"W_g": "W wrong ones of them",
     r"(?<![A-Za-z])T(?![A-Za-z_])": "T tokens of the step",
     r"(?<![A-Za-z])T_g": "T_g tokens of the group",
     r"(?<![A-Za-z])C(?![A-Za-z])": "C token budget of a response",
@@ -85,11 +87,11 @@ def spell_powers(latex: str) -> str:
 
 def _lines(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     for part in recipe.admit:
-        yield "admit", "g", r"\text{enters if}", _say(part)
+        yield "admit", "g", r"\text{ enters if }", _say(part)
     score = SCORES[getattr(recipe.mix, "per", "row")]
     yield "mix", score, "=", _say(recipe.mix) + _terms(recipe.mix)
     for part in recipe.filters:
-        yield "filters", "n", r"\text{counts if}", _say(part)
+        yield "filters", "n", r"\text{ counts if }", _say(part)
     yield "advantage", f"A{INDEX}", "=", _say(recipe.advantage)
     for part in recipe.shapers:
         yield "shapers", f"A{INDEX}", r"\leftarrow", _say(part)
@@ -103,6 +105,13 @@ def _lines(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         return
     if recipe.ratio is not None:
         yield "ratio", f"x{INDEX}", "=", rf"{_say(recipe.ratio)},\quad \rho{INDEX} = e^{{x{INDEX}}}"
+    elif any(f"x{INDEX}" in text or r"\rho" in text for text in _live(recipe)):
+        yield (
+            "ratio",
+            f"x{INDEX}",
+            "=",
+            rf"\ell^{{\theta}}{INDEX}-\ell^{{old}}{INDEX},\quad \rho{INDEX} = e^{{x{INDEX}}}",
+        )
     if recipe.surrogate is not None:
         yield "surrogate", f"g{INDEX}", "=", _say(recipe.surrogate)
     for part in recipe.penalties:
@@ -110,6 +119,11 @@ def _lines(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     if recipe.critic is not None:
         yield "critic", r"\mathcal{L}_V", "=", _say(recipe.critic)
     yield "loss", r"\mathcal{L}", "=", _loss(recipe)
+
+
+def _live(recipe: Recipe) -> Iterator[str]:
+    """What surrogate and penalties say."""
+    yield from (_say(part) for part in (*recipe.parts("surrogate"), *recipe.penalties))
 
 
 def _terms(mix: Component) -> str:

@@ -33,7 +33,7 @@ from covey.stages.masked import (
     sum_by,
 )
 from covey.stages.surrogates import Surrogate
-from covey.stages.tex import number
+from covey.stages.tex import factor, number
 
 LOWEST_LOGP = -1000.0
 """A token that the learner rules out (logp = -inf) enters a mean of log-probabilities as this: finite, without gradient."""
@@ -110,7 +110,7 @@ class Residual(Surrogate):
     def latex(self) -> str:
         """The gain."""
         anchor = "old" if self.anchor == "old" else "ref"
-        implicit = rf"Q_k={number(self.coef)}\sum_t(\ell^{{\theta}}_{{k,t}}-\ell^{{{anchor}}}_{{k,t}})"
+        implicit = rf"Q_k={factor(self.coef)}\sum_t(\ell^{{\theta}}_{{k,t}}-\ell^{{{anchor}}}_{{k,t}})"
         error = r"\big(Q_k-\operatorname{sg}(\bar Q_g)-A_k\big)^2"
         return rf"-\frac{{1}}{{T_g}}\,\frac{{1}}{{2(G-1)}}\sum_{{k\in g}}{error},\quad {implicit}"
 
@@ -178,7 +178,8 @@ class Contrast(Surrogate):
         inner = r"\ell^{\theta}_{k,t}" if self.score == "likelihood" else r"\rho_{k,t}"
         bad = r"\frac{1}{|M_g|}\sum_{k\in M_g}s_k"
         if self.tau is not None:
-            bad = rf"{number(self.tau)}\log\frac{{1}}{{|M_g|}}\sum_{{k\in M_g}}e^{{s_k/{number(self.tau)}}}"
+            power = "s_k" if self.tau == 1 else f"s_k/{number(self.tau)}"
+            bad = rf"{factor(self.tau)}\log\big(\frac{{1}}{{|M_g|}}\sum_{{k\in M_g}}e^{{{power}}}\big)"
         classes = r"P_g=\{A_k>0\},\ M_g=\{A_k<0\}"
         good = r"\frac{1}{|P_g|}\sum_{k\in P_g}s_k"
         return rf"\frac{{1}}{{T_g}}\Big({good}-{bad}\Big),\quad s_k=\frac{{1}}{{L_k}}\sum_t {inner},\ {classes}"

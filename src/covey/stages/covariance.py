@@ -20,7 +20,7 @@ from covey.registry import Couples, component
 from covey.stages.coupled import LOWEST_LOGP
 from covey.stages.masked import divide, masked
 from covey.stages.surrogates import Clip, Surrogate
-from covey.stages.tex import number
+from covey.stages.tex import factor, number
 
 
 def covariance(live: Live, batch: Credited, counted: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
@@ -119,7 +119,7 @@ class CovarianceKl(Surrogate):
         """The gain."""
         held = rf"\mathbf{{1}}[\kappa_{{n,t}}\text{{ among the top }}{number(self.share)}\,T]"
         kappa = r"\kappa_{n,t}=(A_{n,t}-\bar A)(\ell^{\theta}_{n,t}-\bar\ell^{\theta})"
-        return rf"\rho_{{n,t}}A_{{n,t}}-{number(self.coef)}\,{held}\,|x_{{n,t}}|,\quad {kappa}"
+        return rf"\rho_{{n,t}}A_{{n,t}}-{factor(self.coef)}{held}\,|x_{{n,t}}|,\quad {kappa}"
 
     def __call__(self, log_ratio: Float[Tensor, "N T"], live: Live, batch: Credited) -> Float[Tensor, "N T"]:
         """The gain [N T]."""

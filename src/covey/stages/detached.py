@@ -216,4 +216,4 @@ class DivergenceMask(Detached):
         down = rf"0 & A_{{n,t}}<0,\ {p}<{q},\ D_{{n,t}}>{self.low:g}"
         weight = r"\rho_{n,t}" if self.cap is None else rf"\min(\rho_{{n,t}},\ {self.cap:g})"
         gain = rf"\operatorname{{sg}}({weight})\,A_{{n,t}}\,\ell^{{\theta}}_{{n,t}} & \mathrm{{else}}"
-        return rf"\begin{{cases}}{up}\\ {down}\\ {gain}\end{{cases}}\qquad {far}"
+        return rf"\begin{{cases}}{up}\\ {down}\\ {gain}\end{{cases}},\quad {far}"

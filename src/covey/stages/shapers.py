@@ -110,7 +110,8 @@ class Whiten(Component):
         unit = r"\bar A_n" if self.unit == "rollout" else r"A_{n,t}"
         top = rf"A_{{n,t}}-\operatorname{{mean}}_{{{units}{rows}}}{unit}" if self.center else r"A_{n,t}"
         kind = rf"\operatorname{{var}}_{{{units}{rows}}}{unit}"
-        bottom = rf"\sqrt{{{kind}+{number(self.eps)}}}" if self.inside else rf"\sqrt{{{kind}}}+{number(self.eps)}"
+        eps = f"+{number(self.eps)}" if self.eps else ""
+        bottom = rf"\sqrt{{{kind}{eps}}}" if self.inside else rf"\sqrt{{{kind}}}{eps}"
         return rf"\frac{{{top}}}{{{bottom}}}\quad(\mathrm{{ddof}}={self.ddof})"
 
 

@@ -12,6 +12,11 @@ def number(value: float) -> str:
     return power if mantissa == "1" else rf"{mantissa}\cdot {power}"
 
 
+def factor(value: float) -> str:
+    """A number in LaTeX before what it multiplies: nothing for 1."""
+    return "" if value == 1 else rf"{number(value)}\,"
+
+
 def name(text: str) -> str:
     """A name of the user's as LaTeX text."""
     return "".join(f"\\{sign}" if sign in "_%&#$" else sign for sign in text)
