@@ -61,6 +61,12 @@ class Component(Value):
         """Properties of `covey prove` that these very options break on purpose, each with the reason."""
         return {}
 
+    def refuse_unread(self, where: str, choice: str, *names: str) -> None:
+        """Refuse options that nobody reads under this choice, if they differ from their defaults; `where` is the part's place."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ConfigError(f"{where}.{name}", f"nobody reads it with {choice}", "Leave it out.")
+
 
 AnyComponent = TypeVar("AnyComponent", bound=type[Component])
 _REGISTRY: dict[str, dict[str, type[Component]]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covey.batch import Batch, Credited
-from covey.errors import ConfigError
 from covey.metrics import Metrics
 from covey.metrics import mean as mean_of
 from covey.registry import Component, Per, State, component
@@ -19,16 +18,6 @@ from covey.stages.masked import broadcast, compact, count_by, divide, masked, mo
 from covey.stages.mix import weight_of
 from covey.stages.tex import name as tex
 from covey.stages.tex import number
-
-Part = TypeVar("Part", bound=Component)
-
-
-def _refuse_unread(part: Part, choice: str, *names: str) -> Part:
-    """The part itself; refused if options that nobody reads under this choice differ from their defaults."""
-    for name in names:
-        if getattr(part, name) != type(part).model_fields[name].default:
-            raise ConfigError(f"recipe.advantage.{name}", f"nobody reads it with {choice}", "Leave it out.")
-    return part
 
 
 class Advantage(Component):
@@ -58,7 +47,8 @@ class GroupNorm(Advantage):
     @model_validator(mode="after")
     def _read(self) -> GroupNorm:
         unread = {"none": ("ddof", "eps"), "mean": ("ddof",)}.get(self.scale, ())
-        return _refuse_unread(self, f"scale={self.scale}", *unread)
+        self.refuse_unread("recipe.advantage", f"scale={self.scale}", *unread)
+        return self
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
         """The advantage [N T]."""
@@ -158,7 +148,9 @@ class BatchBaseline(Advantage):
 
     @model_validator(mode="after")
     def _read(self) -> BatchBaseline:
-        return self if self.baseline == "moving" else _refuse_unread(self, f"baseline={self.baseline}", "decay")
+        if self.baseline != "moving":
+            self.refuse_unread("recipe.advantage", f"baseline={self.baseline}", "decay")
+        return self
 
     def exemptions(self) -> Mapping[str, str]:
         """Without a baseline a reward teaches by itself."""

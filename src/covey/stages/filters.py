@@ -13,7 +13,6 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from covey.batch import Batch, Credited, Keep
-from covey.errors import ConfigError
 from covey.metrics import Metrics, mean
 from covey.registry import Component, State, component
 from covey.stages.masked import compact, divide, moments_by, spread_by, sum_by
@@ -93,10 +92,8 @@ class KBest(Component):
 
     @model_validator(mode="after")
     def _read(self) -> KBest:
-        if self.clamp and self.metric == "shortest":
-            raise ConfigError(
-                f"recipe.filters.{self.kind}.clamp", "nobody reads it with metric=shortest", "Leave it out."
-            )
+        if self.metric == "shortest":
+            self.refuse_unread(f"recipe.filters.{self.kind}", "metric=shortest", "clamp")
         return self
 
     def __call__(self, batch: Batch) -> Keep:

@@ -125,9 +125,8 @@ class TokenKl(RowScore):
 
     @model_validator(mode="after")
     def _read(self) -> TokenKl:
-        for name in ("target", "horizon_rollouts") if self.controller == "fixed" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ConfigError(f"recipe.mix.{name}", "nobody reads it with controller=fixed", "Leave it out.")
+        if self.controller == "fixed":
+            self.refuse_unread("recipe.mix", "controller=fixed", "target", "horizon_rollouts")
         return self
 
     def initial(self) -> State:

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from covey.batch import Batch, Credited
-from covey.errors import ConfigError
 from covey.metrics import Metrics, mean
 from covey.registry import component
 from covey.stages.advantages import Advantage
@@ -36,8 +35,8 @@ class PassAtK(Advantage):
 
     @model_validator(mode="after")
     def _read(self) -> PassAtK:
-        if self.scale == "none" and self.eps != type(self).model_fields["eps"].default:
-            raise ConfigError("recipe.advantage.eps", "nobody reads it with scale=none", "Leave it out.")
+        if self.scale == "none":
+            self.refuse_unread("recipe.advantage", "scale=none", "eps")
         return self
 
     def __call__(self, batch: Batch) -> Float[Tensor, "N T"]:
