@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from covey.cli import main
 from covey.cli.evaluate import read_ks
 from covey.cli.scores import change_table
 from covey.engines.loading import load_model
@@ -48,17 +47,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def covey_(capsys: pytest.CaptureFixture[str], runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def covey_(covey_: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command beside the runs: exit code, stdout, stderr."""
     monkeypatch.chdir(runs)
-    monkeypatch.delenv("COVEY_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return covey_
 
 
 # covey eval

@@ -16,29 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from covey.cli import main
 from covey.cli.train import newest_run
 
 Result = tuple[int, str, str]
 COVEY = [sys.executable, "-m", "covey"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 QUICK = ["budget.optimizer.schedule=constant", "budget.eval_samples=2", "engines.threads=1"]
-
-
-@pytest.fixture
-def covey_(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Run a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COVEY_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def covey(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

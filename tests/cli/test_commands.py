@@ -24,22 +24,6 @@ from covey.errors import EXIT_CODES, ConfigError, MissingInputError, OutputError
 Result = tuple[int, str, str]
 
 
-@pytest.fixture
-def covey_(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Run a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COVEY_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter."""
     return subprocess.run(

@@ -11,26 +11,15 @@ from pathlib import Path
 import pytest
 
 from covey import recipes
-from covey.cli import main
 from covey.recipes.recipe import STAGES
 
 Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def covey_(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
+def covey_(covey_: Callable[..., Result]) -> Callable[..., Result]:
     """Run `covey recipes` in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COVEY_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        code = main(["recipes", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments: covey_("recipes", *arguments)
 
 
 def test_recipes_are_listed_stage_by_stage(covey_: Callable[..., Result]) -> None:
