@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from covey.best import Best
 from covey.config import resolve
 from covey.errors import ConfigError, DataError
+from tests import test_run
 
 ROWS = {"eval/accuracy": 0.5, "eval/low": 0.4, "eval/high": 0.6, "eval/length": 7.0, "eval/accuracy_hard": 0.2}
 
@@ -99,29 +97,18 @@ def test_patience_without_evaluations_is_refused():
 
 # Whole runs
 
-SMALL = [
-    "budget.prompts_per_step=4",
-    "budget.samples_per_prompt=4",
-    "budget.eval_problems=2",
-    "budget.eval_samples=2",
-    "budget.sampling.max_tokens=16",
-    "reward=slow.py:score",
-]
-REWARD = """
-import time
-
-def score(completion, answer):
-    time.sleep(0.02)
-    return float(completion.rstrip(".").endswith(answer))
-"""
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+SMALL = [*test_run.SMALL, "reward=slow.py:score"]
 
 
 def covey(*arguments, cwd, expect=0, **extra):
     done = subprocess.run(
-        [sys.executable, "-m", "covey", *arguments],
-        cwd=cwd, env=ENVIRONMENT | extra, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        test_run.command(*arguments),
+        cwd=cwd,
+        env=test_run.ENVIRONMENT | extra,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -129,7 +116,7 @@ def covey(*arguments, cwd, expect=0, **extra):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "slow.py").write_text(REWARD)
+    (folder / "slow.py").write_text(test_run.SLOW_REWARD)
     return folder
 
 
@@ -142,7 +129,7 @@ def prints(run):
         "best/model/model.safetensors",
         "best/best.json",
     )
-    found = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names}
+    found = {name: test_run.sha(run / name) for name in names}
     [last] = sorted((run / "checkpoints").glob("step-*"))[-1:]
     return found | {"best": json.loads((last / "state.json").read_text())["record"]["best"]}
 
@@ -187,9 +174,7 @@ def test_a_run_killed_while_it_evaluates_keeps_or_saves_has_the_same_best(home, 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_best(home, undisturbed):
     run = home / "killed"
-    with subprocess.Popen(
-        [sys.executable, "-m", "covey", *EIGHT, "--out", "killed"], cwd=home, env=ENVIRONMENT
-    ) as process:
+    with subprocess.Popen(test_run.command(*EIGHT, "--out", "killed"), cwd=home, env=test_run.ENVIRONMENT) as process:
         deadline = time.monotonic() + 120
         while '"step": 7' not in (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else True:
             assert time.monotonic() < deadline

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from covey.cli.settings import print_rich
+from covey.cli.settings import ANSWERING, print_rich
 from covey.errors import ConfigError, CoveyError
 from covey.target import check_flags, find_target, resolve_target, split_words
 
@@ -21,19 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "stop")
 """Settings that may be written without `budget.sampling.` here."""
-READS = (
-    "model.dtype",
-    "model.quantize",
-    "model.system",
-    "model.chat_template_kwargs",
-    "model.thinking",
-    "task",
-    "reward",
-    "scoring",
-    "engines.threads",
-    "budget.seed",
-    "budget.sampling",
-)
+READS = (*ANSWERING, "budget.sampling")
 HELP = "/reset forgets the conversation, /problem [SET] asks a held-out problem, /quit ends (as does Ctrl-D)."
 Words = Annotated[
     list[str],

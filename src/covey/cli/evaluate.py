@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from covey.cli.settings import AsJson, print_json, print_rich
+from covey.cli.settings import ANSWERING, AsJson, print_json, print_rich
 from covey.errors import ConfigError, CoveyError
 from covey.target import Target, check_flags, find_target, newest_model, plain_setting, resolve_target, split_words
 
@@ -20,18 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "newest_model", "settle"]
 
 READS = (
-    "model.dtype",
-    "model.quantize",
-    "model.system",
-    "model.chat_template_kwargs",
-    "model.thinking",
-    "task",
-    "reward",
-    "scoring",
-    "engines.threads",
+    *ANSWERING,
     "engines.sampler_rows",
     "engines.server",
-    "budget.seed",
     "budget.eval_samples",
     "budget.eval_problems",
     "budget.sampling.max_tokens",

@@ -31,6 +31,21 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", hel
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+ANSWERING = (
+    "model.dtype",
+    "model.quantize",
+    "model.system",
+    "model.chat_template_kwargs",
+    "model.thinking",
+    "task",
+    "reward",
+    "scoring",
+    "engines.threads",
+    "budget.seed",
+)
+"""Keys that every command reads which has a model answer."""
+
+
 def resolve_settings(settings: Sequence[str] | None, file: Path | None) -> Resolved:
     """The configuration of `KEY=VALUE` arguments on top of a file, which may stand first among them as TASK."""
     from covey.config import resolve
