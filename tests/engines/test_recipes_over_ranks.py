@@ -86,4 +86,6 @@ def test_two_ranks_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.
         assert other["metrics"] == pytest.approx(told["metrics"], rel=near, abs=near, nan_ok=True), (dtype, name)
         assert other["states"].keys() == told["states"].keys()
         for part, state in told["states"].items():
-            assert other["states"][part] == pytest.approx(state, rel=near), (dtype, name)
+            assert other["states"][part].keys() == state.keys()
+            for key, value in state.items():
+                assert other["states"][part][key] == pytest.approx(value, rel=near), (dtype, name, key)

@@ -93,6 +93,10 @@ def weigh(recipe: Recipe, step: Credited) -> Credited:
     """Form the weights of one optimizer step (whole groups): of the gain with
     filters and corrections, of each penalty and of the critic without.
     """
+    if (
+        getattr(recipe.mix, "per", "row") == "component"
+    ):  # [N K] is nothing per row or token, and live stages read neither
+        step = step.with_(columns={name: column for name, column in step.columns.items() if name != "score"})
     weight = recipe.weighting(step) * step.columns["correction"]  # type: ignore[operator]
     plain = step.with_(keep=Keep.all(step.size))
     penalty_weight = {part.kind: part.weighting(plain) for part in recipe.penalties}  # type: ignore[attr-defined]
