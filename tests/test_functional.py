@@ -120,6 +120,13 @@ def test_advantages_by_hand() -> None:
     assert twice[0].tolist() == [1, 1, 0]
 
 
+def test_an_infinite_reward_is_none() -> None:
+    """As in a run, where it is a failure: it would leave no number in its group."""
+    rewards, mask = torch.tensor([1.0, 0.0, math.inf]), torch.ones(3, 2, dtype=torch.bool)
+    found = functional.advantage("dr_grpo", reward=rewards, group=torch.zeros(3, dtype=torch.long), mask=mask)
+    assert found.tolist() == [[0.5, 0.5], [-0.5, -0.5], [0.0, 0.0]]
+
+
 def test_nothing_is_refused() -> None:
     """What a run refuses is computed: groups of one, a stale policy gradient, presets with waivers."""
     tensors = simple()

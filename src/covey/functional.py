@@ -95,7 +95,7 @@ def advantage(
 
     Rows that a filter takes out of the loss get 0; they stay in the denominators of `loss` unless the caller unmasks them, and
     under a surrogate with one value per group (a residual) they stay in their group too: unmask them there. The same dtype and
-    device as `reward`; no gradient. A reward that could not be scored is NaN: its row gets 0.
+    device as `reward`; no gradient. A reward that could not be scored is NaN or infinite: its row gets 0.
 
     `reward` [N K] has components, called `names` and weighing 1 each unless the recipe weighs them. `values` are a critic's,
     `old_logp` and `ref_logp` what a KL in the reward compares, `truncated` rows that ended at the token budget, `max_tokens` that
@@ -110,6 +110,7 @@ def advantage(
     made = {**(columns or {}), **{name: tensor for name, tensor in named.items() if tensor is not None}}
     logp = torch.zeros(mask.shape, dtype=torch.float64) if old_logp is None else old_logp
     per_part = (reward[:, None] if reward.dim() == 1 else reward).detach().cpu().double()
+    per_part = torch.where(per_part.isfinite(), per_part, torch.nan)
     parts = tuple(names or ("reward",) * (per_part.shape[1] == 1) or (f"reward{k}" for k in range(per_part.shape[1])))
     stop = torch.full((len(reward),), STOPS.index(Stop.END))
     if truncated is not None:

@@ -76,6 +76,7 @@ def test_a_run_in_order(tmp_path: Path) -> None:
         (ROWS, ("recipe.waivers=[group_of_one]",), "recipe", "warn", "group_of_one"),
         (ROWS, ("recipe=gspo",), "recipe", "warn", "all ratios are 1"),
         (ROWS, ("recipe=gmpo",), "recipe", "warn", "budget.optimizer_steps_per_pass=4"),
+        (ROWS, ("recipe=gfpo", "budget.samples_per_prompt=8"), "recipe", "warn", "filter k_best keeps them all"),
     ],
 )  # fmt: skip
 def test_what_is_off_is_told(
@@ -92,7 +93,7 @@ def test_optimizer_steps_and_passes_are_multiplied_out(tmp_path: Path) -> None:
     flags = ("budget.optimizer_steps_per_pass=2", "budget.passes_per_batch=3", "steps=5", "recipe=grpo")
     told = lines(checked(tmp_path, ROWS, *flags), "batch")
     assert "2 optimizer steps x 3 passes over about 2 prompts each; 5 steps = 30 optimizer steps" in told
-    for recipe, steps in (("gspo", 2), ("grpo", 1)):
+    for recipe, steps in (("gspo", 2), ("grpo", 1), ("gfpo_adaptive", 2)):
         findings = checked(tmp_path, ROWS, f"recipe={recipe}", f"budget.optimizer_steps_per_pass={steps}")
         assert not lines(findings, "recipe", "warn")
 

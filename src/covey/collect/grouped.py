@@ -31,7 +31,8 @@ class GroupedCollector:
     """Takes groups of `samples` rollouts per prompt; groups that are not admitted are replaced by fresh prompts.
 
     The order of groups is the order of prompts, never of completion. When the waves of `admit` are used up the step goes on
-    with the groups there are; when none was admitted it goes on with those of the last wave (their advantages are 0).
+    with the groups there are; when none was admitted it goes on with those of the last wave, in which only what is added to
+    their equal outcomes (a punishment of length, say) can teach anything.
     """
 
     def __init__(

@@ -115,6 +115,11 @@ def check_recipe(config: RunConfig) -> Iterator[Finding]:
     if config.budget.steps_per_batch == 1 and shares_gain(recipe) and getattr(recipe.ratio, "anchor", "") == "old":
         found = "one optimizer step per batch: all ratios are 1, one per response changes nothing"
         yield Finding("recipe", "warn", found, "budget.optimizer_steps_per_pass=4")
+    samples = config.budget.samples_per_prompt
+    for part in recipe.filters:
+        if samples <= getattr(part, "smallest", 0):
+            found = f"{samples} samples per prompt: filter {part.kind} keeps them all"
+            yield Finding("recipe", "warn", found, f"budget.samples_per_prompt={2 * samples}")
 
 
 def check_plan(config: RunConfig) -> Finding:

@@ -96,6 +96,11 @@ class KBest(Component):
             self.refuse_unread(f"recipe.filters.{self.kind}", "metric=shortest", "clamp")
         return self
 
+    @property
+    def smallest(self) -> int:
+        """The fewest rollouts that ever stay of a group: in groups that are no larger the filter does nothing."""
+        return self.k
+
     def __call__(self, batch: Batch) -> Keep:
         """Keep the k best of each group in the statistics."""
         return self.keep(batch, {})
@@ -162,6 +167,11 @@ class KBestByDifficulty(KBest):
         default=(8, 8, 6, 4), description="rollouts that stay of a group, from the hardest quarter to the easiest"
     )
     warmup: int = Field(default=5, ge=0, description="rollout batches in which every group keeps k")
+
+    @property
+    def smallest(self) -> int:
+        """The fewest rollouts that ever stay of a group."""
+        return min(self.k, *self.k_by_quartile)
 
     def initial(self) -> State:
         """No prompt has been met."""

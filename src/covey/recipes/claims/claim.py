@@ -47,7 +47,12 @@ class Interval:
             return (
                 f"{self.mean:.6g}" if abs(self.mean) >= 1e-12 or self.mean == 0 else "< 1e-12"
             )  # rounding, not a number
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
+
+
+def _short(value: float) -> str:
+    """Three digits, and whole numbers from a thousand up."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class Rule(Protocol):
