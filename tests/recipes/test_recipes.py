@@ -291,6 +291,13 @@ BROKEN: dict[str, dict[str, Any]] = {
     "leave_one_out_with_std": {"advantage.baseline": "leave_one_out"},
     "dual_inside_clip": {"surrogate.dual": 1.1},
     "group_value_weighting": {"surrogate": Contrast(), "ratio": None},
+    "group_value_of_tokens": {
+        "surrogate": Contrast(),
+        "ratio": None,
+        "weighting": "group_sum",
+        "advantage": "gae",
+        "critic": "separate",
+    },
     "group_value_corrected": {
         "surrogate": Contrast(),
         "ratio": None,

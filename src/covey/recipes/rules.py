@@ -114,6 +114,13 @@ RULES = (
         "Leave them out.",
     ),
     Rule(
+        "group_value_of_tokens",
+        "recipe.advantage",
+        lambda recipe: _value_per_group(recipe) and _advantage_per_token(recipe),
+        "a value per group compares whole responses: of an advantage per token it would only see the mean",
+        "Use an advantage per row, or surrogate clip.",
+    ),
+    Rule(
         "residual_of_scaled",
         "recipe.advantage",
         lambda recipe: getattr(recipe.surrogate, "kind", "") == "residual" and _scales(recipe),
