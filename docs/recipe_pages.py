@@ -61,7 +61,7 @@ def presets() -> list[str]:
 
 
 def head(name: str, docs: Path) -> str:
-    """Title, idea, formula, options and curve of a recipe."""
+    """Title, idea, formula, curve and options of a recipe."""
     recipe, words = recipes.get(name), read_words(recipes.describe(name))
     lines = [f"# {name}", "", f"*{cite(words)}{sentence(words.idea)}*", ""]
     if parent := parent_of(recipe):
@@ -69,9 +69,9 @@ def head(name: str, docs: Path) -> str:
     defined = formula(recipe)
     lines += ["$$", align(defined), "$$", "", f"{legend(defined)}.", ""]
     lines += [f"- **{label.capitalize()}:** {said}" for label in LABELS if (said := getattr(words, label))]
-    lines += ["", "| option | value | from | |", "|---|---|---|---|", *[option(row) for row in options(recipe)], ""]
     if (docs / "img" / "curves" / f"{name}.svg").is_file():
-        lines += [f"![learning curve](../img/curves/{name}.svg)", ""]
+        lines += ["", f"![learning curve](../img/curves/{name}.svg)"]
+    lines += ["", "| option | value | from | |", "|---|---|---|---|", *[option(row) for row in options(recipe)], ""]
     return "\n".join(lines)
 
 

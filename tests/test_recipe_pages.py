@@ -46,7 +46,9 @@ def test_the_head_of_a_page(name: str, tmp_path: Path) -> None:
 def test_the_curve_stands_in_the_head_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "img" / "curves").mkdir(parents=True)
     (tmp_path / "img" / "curves" / "grpo.svg").touch()
-    assert recipe_pages.head("grpo", tmp_path).endswith("\n\n![learning curve](../img/curves/grpo.svg)\n")
+    head = recipe_pages.head("grpo", tmp_path)
+    assert "\n\n![learning curve](../img/curves/grpo.svg)\n\n| option |" in head
+    assert "learning curve" not in recipe_pages.head("gspo", tmp_path)
 
 
 def test_all_recipes_are_in_the_tables() -> None:

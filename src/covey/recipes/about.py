@@ -214,7 +214,8 @@ def _removed(chain: Sequence[Mapping[str, _Leaf]], family: Sequence[Recipe]) -> 
             )
             if gone and "." not in path.partition(".")[2]:
                 told.add(path)
-                yield Option(path, None, _credit(place - 1, family), leaf.meaning, True)
+                had = _credit(place, family).removeprefix("from ")
+                yield Option(path, None, _credit(place - 1, family), f"taken out: {had} has it", True)
 
 
 def _waived(recipe: Recipe, family: Sequence[Recipe]) -> Iterator[Option]:
