@@ -186,6 +186,7 @@ def test_a_killed_run_goes_on_to_the_same_best(home, undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_ends_when_no_better_evaluation_comes_and_goes_on_with_more_patience(home):
     """The answers are never right, so the first evaluation stays the best."""
     (home / "never.py").write_text("def score(completion, answer):\n    return 0.0 * len(completion)\n")

@@ -299,7 +299,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_with_the_remedy(flag: str) -> None:
     line = line_of(flag)
     assert MISTAKES[flag] in line
-    assert len(line) < 400
+    assert len(re.sub(r"test_\w+(, )?", "", line)) < 400  # kinds that other tests made up are listed too
 
 
 PAIRS = {

@@ -76,6 +76,7 @@ def test_a_policy_waits_for_its_critic(home: Path, kind: str) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_learn_what_one_learns_also_after_a_resume(home: Path, kind: str) -> None:
     options = [f"recipe.critic={kind}", "steps=4", "budget.checkpoint_every=2", "model.dtype=float64"]
@@ -93,6 +94,7 @@ def test_two_ranks_learn_what_one_learns_also_after_a_resume(home: Path, kind: s
         assert gap / torch.cat([value.flatten() for value in one.values()]).norm() <= 1e-11
 
 
+@pytest.mark.long
 def test_adapters_have_a_critic_with_adapters(home: Path) -> None:
     """The critic trains adapters and a head of its own; a rounded model has room for a head only."""
     options = ["model.lora.rank=2", "steps=1"]

@@ -12,7 +12,7 @@ from covey.stages.credit import initial_states
 from tests.test_critic_runs import go_back
 from tests.test_run import SMALL, covey, fingerprint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUN = ["steps=4", "budget.checkpoint_every=2", "budget.optimizer_steps_per_pass=2", *SMALL]
 CASES = {

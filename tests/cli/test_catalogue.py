@@ -482,6 +482,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_at_every_write(
     covey: Callable[[str], Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_states_do_not_depend_on_the_split(name: str) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.long
 def test_two_ranks_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of one step; weights, states and metrics after five optimizer steps."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

@@ -370,6 +370,7 @@ def attacks() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.long
 def test_attacks_end_in_time_and_are_never_right() -> None:
     answers, limit = attacks(), 3.0
     assert len(answers) >= 60
