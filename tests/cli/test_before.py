@@ -192,6 +192,7 @@ def test_a_dry_run_prints_yaml_alone_on_stdout(covey_: Callable[..., Result]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_doctor_finds_nothing_here(tmp_path: Path) -> None:
     told = json.loads(covey(tmp_path, "doctor", "--json", "model=tiny").stdout)
     assert told["ok"], told
@@ -236,6 +237,7 @@ def test_a_task_from_new_to_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_task_says_a_command_that_goes_on(tmp_path: Path) -> None:
     covey(tmp_path, "new", "my-task")
     process = subprocess.Popen(
